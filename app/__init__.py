@@ -1,0 +1,1 @@
+"""Toban (当番, "whose turn it is"): each waiting database row becomes exactly one Celery task."""

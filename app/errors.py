@@ -1,0 +1,72 @@
+"""Every error that work on a row can end with.
+
+    TobanError
+    ├── Transient           the same work may succeed later: connection reset, 5xx, timeout, deadlock
+    │   └── RateLimited     the other side said when
+    ├── Permanent           it will fail again until a person changes something
+    ├── OutOfMemory         the work needs more memory than this worker has
+    ├── NothingThere        there is nothing to do for this row
+    └── LeaseLost           another attempt owns the item; stop and write nothing
+
+Adapters translate their library's exceptions into these where they arise. What is done about an error is decided
+in one place, `app/retry.py`. Messages are read by people: they name the thing, the reason and the remedy, and never
+hold a secret or the words of a recording.
+"""
+
+from datetime import datetime
+
+
+class TobanError(Exception):
+    """Base class; `kind` is what the ledger stores beside the message."""
+
+    kind = "error"
+
+
+class Transient(TobanError):
+    """The same work may succeed later."""
+
+    kind = "transient"
+
+
+class RateLimited(Transient):
+    """The other side asked for a pause.
+
+    `retry_after`: seconds until it takes requests again.
+    """
+
+    kind = "rate_limited"
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Permanent(TobanError):
+    """It will fail again until a person changes something."""
+
+    kind = "permanent"
+
+
+class OutOfMemory(TobanError):
+    """The work needs more memory than this worker has."""
+
+    kind = "out_of_memory"
+
+
+class NothingThere(TobanError):
+    """There is nothing to do for this row.
+
+    `final_at`: until this moment (aware) the thing may still arrive, so the row waits; None: it is final now.
+    """
+
+    kind = "nothing_there"
+
+    def __init__(self, message: str, final_at: datetime | None = None) -> None:
+        super().__init__(message)
+        self.final_at = final_at
+
+
+class LeaseLost(TobanError):
+    """Another attempt owns the item; whoever gets this stops and writes nothing."""
+
+    kind = "lease_lost"
