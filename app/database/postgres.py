@@ -1,0 +1,68 @@
+"""The ledger over a direct PostgreSQL connection (psycopg 3)."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from app.database.core import from_sqlstate, refuse_nul
+from app.errors import Transient
+
+
+class PostgresDatabase:
+    """A small pool, opened at the first call. Works behind a transaction pooler too.
+
+    `dsn`: libpq connection string; `pool_size`: most connections at once; 0: connect anew for each call.
+    """
+
+    def __init__(self, dsn: str, pool_size: int = 4) -> None:
+        # A pooler (PgBouncer, Supavisor) gives each transaction another server connection, which would not know a
+        # statement prepared on the last one.
+        self._dsn = dsn
+        self._options: dict[str, Any] = {
+            "autocommit": True,
+            "prepare_threshold": None,
+            "connect_timeout": 10,
+            "application_name": "toban",
+        }
+        self._pool = (
+            ConnectionPool(
+                dsn,
+                min_size=0,
+                max_size=pool_size,
+                open=False,
+                timeout=15,
+                max_idle=60,
+                kwargs=self._options,
+                check=ConnectionPool.check_connection,
+            )
+            if pool_size
+            else None
+        )
+
+    def _connection(self) -> AbstractContextManager[psycopg.Connection[Any]]:
+        if self._pool is None:
+            return psycopg.connect(self._dsn, **self._options)
+        self._pool.open()
+        return self._pool.connection()
+
+    def call(self, function: str, **params: object) -> Any:  # noqa: ANN401 - see Database
+        refuse_nul(params, function)
+        statement = sql.SQL("select public.{}(%s)").format(sql.Identifier(function))
+        try:
+            with self._connection() as connection:
+                row = connection.execute(statement, [Jsonb(params)]).fetchone()
+        except PoolTimeout:
+            raise Transient("no database connection within 15 s; is the server up?") from None
+        except psycopg.Error as error:
+            if error.sqlstate is None:  # the connection broke or never came up
+                raise Transient(f"{function}: {str(error).strip() or type(error).__name__}") from error
+            raise from_sqlstate(error.sqlstate, error.diag.message_primary or str(error), function) from error
+        return row[0] if row else None
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
