@@ -1,0 +1,59 @@
+"""The registry of sources: each kind of waiting row, and what to do for one of them."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from app.ledger import Claimed
+    from app.services import Services
+    from app.work import Work
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kind of waiting row. Defined in one file of `tasks/`, watched by one `toban_watch` line of a migration.
+
+    `name`: its name in the ledger and its Celery task, `tasks.{name}`.
+    `queue`: the Celery queue of its work.
+    `title`: what people read.
+    `run`: the work for one row; returns the result that the source's store function takes, or
+    `{"row": {column: value}}` for columns of the row itself. It raises the errors of `app/errors.py`.
+    `max_run`: how long one attempt may take at most, unless it says otherwise.
+    `every`: how often a dispatcher looks for waiting rows, as long as `jobs` says nothing else.
+    `missing`: which of some claimed items have nothing to work on, looked up for many at once; by task id.
+    `missing_note`: what such an item says.
+    """
+
+    name: str
+    queue: str
+    title: str
+    run: Callable[["Work"], Result]
+    max_run: timedelta = timedelta(minutes=10)
+    every: timedelta = timedelta(seconds=10)
+    missing: Callable[["Services", Sequence["Claimed"]], Collection[str]] | None = None
+    missing_note: str = "there is nothing to work on"
+
+
+@dataclass
+class Registry:
+    """The sources that this process knows."""
+
+    sources: dict[str, Source] = field(default_factory=dict)
+
+    def add(self, source: Source) -> None:
+        if self.sources.get(source.name, source) is not source:
+            raise ValueError(f"two sources are named {source.name!r}")
+        self.sources[source.name] = source
+
+    def __getitem__(self, name: str) -> Source:
+        return self.sources[name]
+
+    def of_queue(self, queues: Collection[str]) -> list[Source]:
+        return [source for source in self.sources.values() if source.queue in queues]
+
+
+registry = Registry()

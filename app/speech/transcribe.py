@@ -1,0 +1,100 @@
+"""From a waiting `audio_files` row to the result that the ledger stores: fetch, transcribe, describe."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import Any
+
+from app.errors import NothingThere, Permanent
+from app.ledger import Claimed
+from app.services import Services
+from app.work import Work
+
+BLOCK = timedelta(minutes=30)
+# The longest that transcribing may take, for each second of audio: a slow machine with a big model needs about 3.
+SLOWEST = 10
+LEAST = timedelta(minutes=10)
+# A row this young may have been inserted before its recording was uploaded.
+FRESH = timedelta(hours=2)
+
+
+def time_block(moment: datetime, zone: tzinfo) -> tuple[str, str]:
+    """The device's date and the 30-minute slot that hold `moment` (aware): `("2025-07-18", "12-30")`."""
+    local = moment.astimezone(zone)
+    return local.date().isoformat(), f"{local.hour:02d}-{local.minute // 30 * 30:02d}"
+
+
+def transcribe(work: Work) -> dict[str, Any]:
+    """The transcript of the row's recording, as `toban_store_transcription` takes it.
+
+    Raises `NothingThere` when the recording is missing, `Permanent` when it can't be used.
+    """
+    services = work.services
+    recorded_at = work.attempt.at
+    if recorded_at is None:
+        raise Permanent("the row has no recorded_at, so its time block is unknown")
+    date, block = time_block(recorded_at, services.settings.audio.zone)
+    _check_model(work)
+
+    def progress(done: float, total: float) -> None:
+        work.allow(max(LEAST, timedelta(seconds=SLOWEST * total)))
+        work.progress(done, total)
+
+    with tempfile.TemporaryDirectory(prefix="toban-audio-") as folder:
+        audio = Path(folder) / "audio"
+        _fetch(work, audio, recorded_at)
+        started = time.monotonic()
+        transcription = services.engine.transcribe(
+            audio, language=services.settings.whisper.language, progress=progress
+        )
+        seconds = time.monotonic() - started
+    work.remark(transcription.note)
+    return {
+        "date": date,
+        "time_block": block,
+        "text": transcription.text,
+        "segments": [asdict(segment) for segment in transcription.segments],
+        "language": transcription.language,
+        "duration_seconds": transcription.duration_seconds,
+        "model": transcription.model,
+        "engine": transcription.engine,
+        "real_time_factor": round(seconds / transcription.duration_seconds, 4),
+        "note": transcription.note,
+    }
+
+
+def missing(services: Services, items: Sequence[Claimed]) -> set[str]:
+    """Task ids of the items whose recording is not there, by one listing for each device and day.
+
+    A fresh row is left to its task, which gives the upload some time.
+    """
+    old = {item.id: item.task_id for item in items if item.at and datetime.now(UTC) - item.at >= FRESH}
+    if not old:
+        return set()
+    rows = services.database.call("toban_rows", source="transcription", ids=list(old))
+    paths = {row["id"]: row["row"]["file_path"] for row in rows if row["row"]["file_path"]}
+    present = services.audio.present(set(paths.values()))
+    return {old[item] for item, path in paths.items() if path not in present}
+
+
+def _fetch(work: Work, to: Path, recorded_at: datetime) -> None:
+    path = work.row.get("file_path")
+    if not path:
+        raise Permanent("the row has no file_path")
+    try:
+        work.services.audio.fetch(path, to)
+    except NothingThere as error:
+        now = datetime.now(UTC)
+        final_at = work.attempt.opened_at + work.services.settings.audio.audio_missing_grace
+        if now - recorded_at < FRESH and now < final_at:
+            raise NothingThere(f"{error}; waiting for the upload", final_at=final_at) from error
+        raise
+
+
+def _check_model(work: Work) -> None:
+    asked, held = work.params.get("model"), work.services.settings.whisper.model
+    if asked and asked != held:
+        raise Permanent(f"model {asked!r} is not held by this worker; it holds {held!r} (WHISPER_MODEL)")

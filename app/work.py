@@ -1,0 +1,161 @@
+"""One attempt at one item: start, run, then finish, retry, fail or skip. Once, for every source."""
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import structlog
+
+from app.errors import LeaseLost, TobanError
+from app.ledger import Attempt
+from app.retry import Fail, Retry, Skip, Stop, decide
+
+if TYPE_CHECKING:
+    from app.runtime import Runtime
+    from app.services import Services
+    from app.sources import Source
+
+log = structlog.get_logger("toban.work")
+
+
+@dataclass
+class Work:
+    """What a source's `run` gets: the row, the services, and a way to say how far it is.
+
+    `row`: the watched row when the attempt started; `params`: what was asked for beside it, such as a model.
+    """
+
+    services: "Services"
+    attempt: Attempt
+    max_run: timedelta
+    note: str | None = None
+    _done: tuple[float, float] | None = None
+    _cancelled: str | None = None
+    _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def key(self) -> str:
+        return self.attempt.key
+
+    @property
+    def row(self) -> "dict[str, Any]":
+        return dict(self.attempt.row)
+
+    @property
+    def params(self) -> "dict[str, Any]":
+        return dict(self.attempt.params)
+
+    def progress(self, done: float, total: float) -> None:
+        """Say how far the work is, in any unit; the heartbeat carries it on.
+
+        Raises `LeaseLost` when another attempt has taken over or the worker stops: let it pass.
+        """
+        if self._cancelled:
+            raise LeaseLost(self._cancelled)
+        self._done = (done, total)
+
+    def allow(self, max_run: timedelta) -> None:
+        """Set how long this attempt may take in all, once the size of the work is known."""
+        self.max_run = max_run
+
+    def remark(self, note: str | None) -> None:
+        """Leave a note for a person on an item that succeeds."""
+        self.note = note
+
+    def cancel(self, reason: str) -> None:
+        self._cancelled = reason
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the attempt started."""
+        return time.monotonic() - self._started
+
+    def report(self) -> dict[str, Any]:
+        done = {"done": self._done[0], "total": self._done[1]} if self._done else None
+        return {
+            "id": self.attempt.id,
+            "attempt": self.attempt.attempt,
+            "progress": done,
+            "max_run": self.max_run.total_seconds(),
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended.
+
+    `state`: the item's state now, or `lost` when somebody else owns it; `error`: what ended it, if anything did;
+    `due`: when a retry is due.
+    """
+
+    state: str
+    key: str = ""
+    run_id: int | None = None
+    error: BaseException | None = None
+    due: datetime | None = None
+
+
+def attempt_item(
+    runtime: "Runtime",
+    source: "Source",
+    item_id: int,
+    task_id: str,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Outcome:
+    """Run one attempt at an item and write how it ended. Raises nothing but `SystemExit` and `KeyboardInterrupt`."""
+    ledger = runtime.services.ledger
+    try:
+        attempt = ledger.start(item_id, task_id, uuid4(), runtime.worker, source.max_run)
+    except TobanError as error:
+        # Out of date, or the database is away; in both cases the ledger knows, and takes the item back where it must.
+        log.info("work.refused", source=source.name, item=item_id, reason=str(error))
+        return Outcome("lost", error=error)
+    work = Work(runtime.services, attempt, source.max_run)
+    facts = {"source": source.name, "key": attempt.key, "attempt": attempt.attempt}
+    log.info("work.start", **facts)
+    with runtime.running(work):
+        try:
+            try:
+                result = source.run(work)
+                answer = ledger.settle("toban_finish", attempt, result=dict(result), error=work.note)
+            # A MemoryError that leaves a task takes the whole worker down (celery#10462), so nothing leaves.
+            except Exception as error:  # noqa: BLE001 - every error has its decision in app/retry.py
+                return _end_badly(runtime, attempt, error, facts, now())
+        except TobanError as error:
+            # The end could not be written: lost to another attempt, or the database stays away until the lease is over.
+            log.warning("work.lost", **facts, reason=str(error))
+            return Outcome("lost", attempt.key, attempt.run_id, error)
+    log.info("work.done", **facts, seconds=round(work.elapsed, 2), note=work.note)
+    if answer.get("hungry"):
+        runtime.feed(source)
+    return Outcome("completed", attempt.key, attempt.run_id)
+
+
+def _end_badly(runtime: "Runtime", attempt: Attempt, error: Exception, facts: dict[str, Any], now: datetime) -> Outcome:
+    expected = isinstance(error, TobanError)
+    kind = error.kind if isinstance(error, TobanError) else "bug"
+    words = str(error) if expected else f"{type(error).__name__}: {error}"
+    told: dict[str, Any] = {"error": words.replace("\0", "�"), "kind": kind}
+    if not expected:
+        told["traceback"] = "".join(traceback.format_exception(error)).replace("\0", "�")[-20_000:]
+    ledger = runtime.services.ledger
+    match decide(error, attempt.tries, now, attempt.max_attempts):
+        case Stop():
+            raise LeaseLost(words)
+        case Retry(at=at, counted=counted):
+            ledger.settle("toban_retry", attempt, at=at.isoformat(), counted=counted, **told)
+            wait = max(0, round((at - now).total_seconds()))
+            log.warning("work.retry", **facts, seconds=wait, kind=kind, reason=words)
+            return Outcome("retry", attempt.key, attempt.run_id, error, at)
+        case Skip():
+            ledger.settle("toban_skip", attempt, **told)
+            log.info("work.skip", **facts, reason=words)
+            return Outcome("skipped", attempt.key, attempt.run_id, error)
+        case Fail():
+            ledger.settle("toban_fail", attempt, **told)
+            log.error("work.fail", **facts, kind=kind, reason=words, exc_info=None if expected else error)
+            return Outcome("failed", attempt.key, attempt.run_id, error)

@@ -1,0 +1,116 @@
+"""The base tasks: `WorkTask` runs one item, `JobTask` one run of a job. What they call knows nothing of Celery."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from celery import Task
+from celery.exceptions import Ignore, Retry
+from kombu.exceptions import OperationalError
+
+from app.celery import app
+from app.errors import TobanError, Transient
+from app.ledger import Claimed
+from app.runtime import Runtime
+from app.services import Services
+from app.sources import Source, registry
+from app.work import attempt_item
+from beat_schedule import timetable
+from workers.process import current
+
+Summary = Mapping[str, Any]
+
+# A job's run without an end after this many seconds is lost; its slot may run again.
+RUN_LEASE = 600
+
+
+class WorkTask(Task[Any, Any]):
+    """One item of a source, in one message: `(item id, key)`. The only place where an outcome becomes Celery's."""
+
+    abstract = True
+    source: Source
+    # An error of ours is an outcome, told in one line; anything else comes with its traceback.
+    throws = (TobanError,)
+
+    def run(self, item: int, key: str) -> dict[str, Any]:
+        outcome = attempt_item(current(), self.source, item, str(self.request.id))
+        self.request.update(toban_run=outcome.run_id)
+        match outcome.state:
+            case "lost":
+                raise Ignore
+            case "retry":
+                # Raised, not published: the ledger brings the item back when it is due.
+                raise Retry(str(outcome.error), exc=None, when=outcome.due)
+            case "failed" if outcome.error is not None:
+                raise outcome.error
+        return {"key": key, "state": outcome.state}
+
+
+def define(source: Source) -> Task[Any, Any]:
+    """Register a source: its Celery task, its queue, its dispatcher's beat entry."""
+    registry.add(source)
+    task: Task[Any, Any] = app.register_task(
+        type(f"{source.name.title()}Task", (WorkTask,), {"name": f"tasks.{source.name}", "source": source})()
+    )
+    schedule()
+    return task
+
+
+def schedule() -> None:
+    """Put the timetable into beat's configuration."""
+    app.conf.beat_schedule = {name: job.entry() for name, job in timetable().items()}
+
+
+def send_item(source: Source, item: Claimed) -> None:
+    """Publish the message of a claimed item.
+
+    Raises `Transient` when the broker does not take it.
+    """
+    try:
+        app.send_task(
+            f"tasks.{source.name}",
+            args=[item.id, item.key],
+            task_id=item.task_id,
+            queue=source.queue,
+            headers={"toban": {"source": source.name, "key": item.key, "claim": item.claim_no}},
+            argsrepr=f"{item.key} (claim {item.claim_no})",
+        )
+    except (OperationalError, OSError) as error:
+        raise Transient(f"the broker takes no messages: {error}") from error
+
+
+def send_tick(job: str) -> None:
+    """Publish a job's tick in beat's stead."""
+    entry = timetable().get(job)
+    if entry is None:
+        return  # a job of another version of the program
+    try:
+        app.send_task(entry.task, args=[job], queue="default", expires=entry.tick.total_seconds())
+    except (OperationalError, OSError) as error:
+        raise Transient(f"the broker takes no messages: {error}") from error
+
+
+def run_job(name: str, work: Callable[[Runtime], Summary]) -> dict[str, Any]:
+    """Run a job's tick, if its slot has not run: begin, work, end.
+
+    `work` returns a summary: `message` for people, `changed` (or `dispatched`) true where a row in `runs` is worth its
+    place, and whatever else is known.
+    """
+    runtime = current()
+    call = runtime.services.database.call
+    run = call("toban_begin_run", job=name, worker=runtime.worker, lease=RUN_LEASE)
+    if not run["run"]:
+        return {"job": name, "ran": False, "reason": run["reason"]}
+    try:
+        summary = dict(work(runtime))
+    except Exception as error:
+        words = str(error) if isinstance(error, TobanError) else f"{type(error).__name__}: {error}"
+        call("toban_end_run", run_id=run["run_id"], status="error", message=words)
+        raise
+    keep = bool(summary.get("changed") or summary.get("dispatched"))
+    message = summary.pop("message", None)
+    call("toban_end_run", run_id=run["run_id"], status="success", message=message, summary=summary, keep=keep)
+    return {"job": name, "ran": True, "message": message}
+
+
+def services() -> Services:
+    return current().services

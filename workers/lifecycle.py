@@ -1,0 +1,137 @@
+"""How a worker starts, stops and loses a child, told to the ledger.
+
+A prefork parent opens no connection that its children could inherit and starts no thread before it stops.
+"""
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import structlog
+from celery.exceptions import WorkerLostError
+from celery.signals import (
+    beat_init,
+    celeryd_after_setup,
+    celeryd_init,
+    task_failure,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_ready,
+    worker_shutdown,
+    worker_shutting_down,
+)
+
+from app.database import Database, open_database
+from app.errors import TobanError
+from app.settings import SettingsError, load
+from beat_schedule import timetable
+from workers import process
+
+log = structlog.get_logger("toban.worker")
+
+
+def _check_settings(**_: object) -> None:
+    try:
+        load()
+    except SettingsError as error:
+        raise SystemExit(str(error)) from None
+
+
+celeryd_init.connect(_check_settings, weak=False)
+beat_init.connect(_check_settings, weak=False)
+
+
+@celeryd_after_setup.connect
+def _remember(sender: str, instance: Any, **_: object) -> None:  # noqa: ANN401 - celery.apps.worker.Worker
+    process.worker.node = sender
+    process.worker.queues = sorted(instance.app.amqp.queues.consume_from)
+    process.worker.concurrency = instance.concurrency
+    process.worker.forks = "prefork" in str(instance.pool_cls)
+
+
+@worker_process_init.connect
+def _child_starts(**_: object) -> None:
+    process.start(slots=1)
+
+
+@worker_process_shutdown.connect
+def _child_stops(**_: object) -> None:
+    process.stop()
+
+
+@worker_ready.connect
+def _worker_ready(**_: object) -> None:
+    _sync_jobs()
+    if not process.worker.forks and process.running() is None:
+        process.start(slots=process.worker.concurrency)
+
+
+def _sync_jobs() -> None:
+    """Make the timetable known to the database, so that workers notice a beat that never came."""
+    try:
+        with_database("toban_sync_jobs", jobs=[job.row() for job in timetable().values()])
+    except TobanError as error:
+        log.warning("jobs.unsynced", reason=str(error))
+
+
+def with_database(function: str, **params: object) -> Any:  # noqa: ANN401 - see Database
+    """One call over a connection of its own, closed at once: what a parent that forks may do."""
+    database: Database = open_database(load().database, shared=False)
+    try:
+        return database.call(function, **params)
+    finally:
+        database.close()
+
+
+@task_failure.connect
+def _child_died(task_id: str, exception: BaseException, **_: object) -> None:
+    """The parent saw its child die in the middle of a task: the item goes back at once, its try stays counted."""
+    if not isinstance(exception, WorkerLostError):
+        return
+    reason = f"the worker process died: {str(exception).split(' Job:')[0].removeprefix('Worker exited prematurely: ')}"
+    try:
+        with_database("toban_lost", task_id=task_id, reason=reason)
+    except TobanError as error:
+        log.warning("worker.lost_unreported", task=task_id, reason=str(error))
+
+
+@worker_shutting_down.connect
+def _grace(sig: str, how: str, **_: object) -> None:
+    """SIGTERM alone would wait without limit for running items; after the grace they are given back unharmed."""
+    if how != "Warm":
+        return
+    seconds = load().ledger.shutdown_grace.total_seconds()
+    log.info("worker.stopping", signal=sig, grace=seconds)
+    threading.Thread(target=_stop_after, args=(seconds,), name="toban-grace", daemon=True).start()
+
+
+def _stop_after(seconds: float) -> None:
+    time.sleep(seconds)
+    log.warning("worker.grace_over", node=process.worker.node)
+    if runtime := process.running():
+        runtime.cancel_all("the worker stops")
+    _release()
+    if process.worker.forks:
+        os.kill(os.getpid(), signal.SIGQUIT)  # cold shutdown: the children are ended
+        return
+    # Threads can't be killed. Their work has been given back, and what they still find out is refused by its fence.
+    time.sleep(1)
+    os._exit(0)
+
+
+@worker_shutdown.connect
+def _worker_stops(**_: object) -> None:
+    process.stop()
+    _release()
+
+
+def _release() -> None:
+    try:
+        released = with_database("toban_release", node=process.worker.node)["released"]
+    except TobanError as error:
+        log.warning("worker.release_failed", reason=str(error))
+    else:
+        if released:
+            log.info("worker.released", items=released)

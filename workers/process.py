@@ -1,0 +1,65 @@
+"""This process's `Runtime`, made when the pool is ready and no earlier: nothing connects in a parent that forks."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from app.runtime import Runtime
+from app.services import build_services
+from app.settings import load
+from workers.profiles import cores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass
+class Worker:
+    """What the parent knows before it forks: its name, queues, pool and size."""
+
+    node: str = "adhoc"
+    queues: "Sequence[str]" = field(default_factory=list)
+    concurrency: int = 1
+    forks: bool = False
+
+
+worker = Worker()
+_runtime: Runtime | None = None
+
+
+def current() -> Runtime:
+    """The runtime of this process.
+
+    One is made on the spot where no worker has: a task called directly, as a test or a shell does.
+    """
+    return _runtime or start(slots=0, heartbeat=False)
+
+
+def start(slots: int, *, heartbeat: bool = True) -> Runtime:
+    """Make this process's runtime and begin its heartbeats."""
+    global _runtime  # noqa: PLW0603 - one a process
+    from tasks.base import send_item, send_tick
+
+    threads = max(1, cores() // max(1, worker.concurrency))
+    _runtime = Runtime(
+        build_services(load(), threads),
+        worker.node,
+        worker.queues,
+        slots,
+        send_item,
+        send_tick,
+        killable=worker.forks,
+    )
+    if heartbeat:
+        _runtime.start()
+    return _runtime
+
+
+def stop() -> None:
+    global _runtime  # noqa: PLW0603 - one a process
+    if _runtime is not None:
+        _runtime.stop()
+        _runtime = None
+
+
+def running() -> Runtime | None:
+    return _runtime

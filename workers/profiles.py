@@ -1,0 +1,30 @@
+"""How a queue's worker is shaped, for `celery -A workers.<queue> worker`; options on its command line still win."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from celery import Celery
+from kombu import Queue
+
+
+@dataclass(frozen=True)
+class Profile:
+    """`queues`: what it consumes; `pool`: Celery's pool; `concurrency`: items at once."""
+
+    queues: Sequence[str]
+    pool: Literal["prefork", "threads"]
+    concurrency: int
+
+    def apply(self, app: Celery) -> None:
+        app.conf.update(
+            task_queues=[Queue(queue) for queue in self.queues],
+            worker_pool=self.pool,
+            worker_concurrency=self.concurrency,
+        )
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0))
