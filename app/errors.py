@@ -2,7 +2,8 @@
 
     TobanError
     ├── Transient           the same work may succeed later: connection reset, 5xx, timeout, deadlock
-    │   └── RateLimited     the other side said when
+    │   ├── RateLimited     the other side said when
+    │   └── NotReady        this worker can't do any such work now: its model or its keys are missing
     ├── Permanent           it will fail again until a person changes something
     ├── OutOfMemory         the work needs more memory than this worker has
     ├── NothingThere        there is nothing to do for this row
@@ -39,6 +40,12 @@ class RateLimited(Transient):
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class NotReady(Transient):
+    """This worker can't do any such work now, whatever the row: its model is missing, its keys are wrong."""
+
+    kind = "not_ready"
 
 
 class Permanent(TobanError):

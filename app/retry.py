@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from app.errors import LeaseLost, NothingThere, OutOfMemory, Permanent, RateLimited, Transient
+from app.errors import LeaseLost, NothingThere, NotReady, OutOfMemory, Permanent, RateLimited, Transient
 
 BASE = timedelta(seconds=2)
 CAP = timedelta(minutes=10)
+NOT_READY_PAUSE = timedelta(minutes=1)
 MEMORY_TRIES = 2
 BUG_TRIES = 3
 
@@ -66,6 +67,9 @@ def decide(
         case RateLimited(retry_after=seconds):
             # The server's own figure is a lower bound; a little jitter keeps the waiters from returning as one crowd.
             return Retry(now + timedelta(seconds=seconds + uniform(0, 1)), counted=False)
+        case NotReady():
+            # The rows are not to blame: they wait, however long it takes a person to mend the worker.
+            return Retry(now + NOT_READY_PAUSE, counted=False)
         case Transient():
             limit = max_tries
         case OutOfMemory():

@@ -19,6 +19,7 @@ from app.errors import TobanError
 from app.services import Services
 from app.sources import Source, registry
 from app.work import Work
+from beat_schedule import timetable
 
 log = structlog.get_logger("toban.worker")
 
@@ -181,11 +182,17 @@ class Runtime:
     def _live(self) -> None:
         beats = reports = 0.0
         interval = self.services.settings.ledger.heartbeat.total_seconds()
+        introduced = False
         while True:
             now = time.monotonic()
             try:
                 if now >= beats:
                     beats = now + interval
+                    if not introduced:
+                        # The timetable comes first: what is dispatched belongs to a job's run, and a beat that never
+                        # came is missed only by those who know its jobs.
+                        self.services.database.call("toban_sync_jobs", jobs=[j.row() for j in timetable().values()])
+                        introduced = True
                     self.beat()
                 if now >= reports:
                     reports = now + REPORT_PAUSE

@@ -5,6 +5,7 @@
 create table if not exists public.toban_sources (
   source text primary key,
   watched text not null,
+  key_columns text[] not null,
   status_column text not null,
   time_column text,
   date_column text,
@@ -137,6 +138,8 @@ create index if not exists work_items_pending_idx
 create index if not exists work_items_in_flight_idx
   on public.work_items (queue, state, lease_until) where state in ('queued', 'processing');
 create index if not exists work_items_failed_idx on public.work_items (source, finished_at desc) where state = 'failed';
+create index if not exists work_items_not_ready_idx
+  on public.work_items (source) where state = 'pending' and last_error_kind = 'not_ready';
 create index if not exists work_items_finished_idx
   on public.work_items (finished_at) where state in ('completed', 'skipped');
 create index if not exists work_items_run_idx on public.work_items (run_id) where run_id is not null;

@@ -145,6 +145,10 @@ declare
   v_queued integer;
   v_found integer;
   v_room integer;
+  v_partitions text[];
+  v_chosen bigint[];
+  v_depth integer;
+  v_most integer;
   v_items jsonb;
 begin
   if not exists (select from public.toban_sources where source = v_source) then
@@ -189,26 +193,37 @@ begin
     select (select w.partition from public.work_items w where w.source = v_source and w.state = 'pending'
               and w.partition > q.partition and v_partition is null order by w.partition limit 1)
     from partitions q where q.partition is not null
-  ), in_flight as (
-    select partition, count(*) as n from public.work_items
-    where source = v_source and queue = v_queue and state in ('queued', 'processing') group by partition
-  ), candidates as (
-    select c.id, c.priority, c.available_at,
-           coalesce(f.n, 0) + row_number() over (
-             partition by q.partition order by c.priority desc, c.available_at, c.id) as turn
-    from partitions q
-    left join in_flight f on f.partition = q.partition
-    cross join lateral (
-      select w.id, w.priority, w.available_at from public.work_items w
-      where w.source = v_source and w.state = 'pending' and w.partition = q.partition and w.available_at <= now()
-        and (v_since is null or w.at >= v_since) and (v_until is null or w.at < v_until)
-      order by w.priority desc, w.available_at, w.id limit v_room) c
-    where q.partition is not null
-  ), chosen as (
-    select id from candidates order by priority desc, turn, available_at, id limit v_room
-  ), locked as (
-    select w.id from public.work_items w join chosen using (id)
-    where w.state = 'pending' order by w.source, w.key for update of w skip locked
+  )
+  select array_agg(partition) into v_partitions from partitions where partition is not null;
+  -- A few of each partition are enough, unless one has so few rivals, or such urgent items, that all of its few are
+  -- chosen: then look deeper.
+  v_depth := v_room / greatest(cardinality(v_partitions), 1) + 2;
+  loop
+    with in_flight as (
+      select partition, count(*) as n from public.work_items
+      where source = v_source and queue = v_queue and state in ('queued', 'processing') group by partition
+    ), candidates as (
+      select c.id, c.priority, c.available_at, q.partition,
+             coalesce(f.n, 0) + row_number() over (
+               partition by q.partition order by c.priority desc, c.available_at, c.id) as turn
+      from unnest(v_partitions) q (partition)
+      left join in_flight f on f.partition = q.partition
+      cross join lateral (
+        select w.id, w.priority, w.available_at from public.work_items w
+        where w.source = v_source and w.state = 'pending' and w.partition = q.partition and w.available_at <= now()
+          and (v_since is null or w.at >= v_since) and (v_until is null or w.at < v_until)
+        order by w.priority desc, w.available_at, w.id limit least(v_depth, v_room)) c
+    ), chosen as (
+      select id, partition from candidates order by priority desc, turn, available_at, id limit v_room
+    )
+    select array_agg(id), max(n) into v_chosen, v_most
+      from (select id, count(*) over (partition by partition) as n from chosen) x;
+    exit when v_most is null or v_most < v_depth or v_depth >= v_room;
+    v_depth := v_depth * 4;
+  end loop;
+  with locked as (
+    select w.id from public.work_items w where w.id = any (v_chosen)
+      and w.state = 'pending' order by w.source, w.key for update of w skip locked
   ), claimed as (
     update public.work_items w set
       state = 'queued', queue = v_queue, claim_no = w.claim_no + 1, task_id = gen_random_uuid(),
@@ -448,13 +463,19 @@ end
 $$;
 
 -- Ask for finished or failed work again. p: source, and any of keys [text], partition, since, until (moments of the
--- row), date, block (for tables with such columns), only_failed, params, priority. → matched, opened, waiting, running
+-- row), date, block (for tables with such columns; beside since and until by who does not know the table), only_failed,
+-- params, priority. → matched, opened, waiting, running
 create or replace function public.toban_reprocess(p jsonb) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '60s' as $$
 declare
   s public.toban_sources;
   v_where text := 'true';
   v_params jsonb := coalesce(nullif(p -> 'params', 'null'), '{}');
+  v_timed boolean;
+  v_dated boolean;
+  v_join text;
+  v_from text;
+  v_refs jsonb[];
   v_keys text[];
   v_before record;
   v_pending integer;
@@ -464,29 +485,39 @@ begin
   if not found then
     raise exception 'there is no source %', p ->> 'source' using errcode = 'TB404';
   end if;
+  v_join := replace(s.where_sql, '$1', 'k.ref');
+  v_from := s.watched || ' r';
   if p ? 'keys' then
-    v_where := v_where || format(' and %s = any (array(select jsonb_array_elements_text($1 -> ''keys'')))', s.key_sql);
+    -- A key is its columns' values; taken apart it finds the row by the table's own index.
+    select array_agg((select jsonb_object_agg(c, replace(replace(split_part(k, '/', n::integer), '%2F', '/'), '%25', '%'))
+                      from unnest(s.key_columns) with ordinality u (c, n))) into v_refs
+      from jsonb_array_elements_text(p -> 'keys') k;
+    v_from := v_from || format(' join (select distinct ref from unnest($2::jsonb[]) k (ref)) k on %s', v_join);
+    v_where := v_where || format(' and %s in (select jsonb_array_elements_text($1 -> ''keys''))', s.key_sql);
   end if;
   if p ? 'partition' then
     v_where := v_where || format(' and %s = $1 ->> ''partition''', s.partition_sql);
   end if;
-  -- A condition that cannot be applied must not select every row instead.
-  if p ?| array['since', 'until'] and s.time_column is null or p ? 'date' and s.date_column is null
-     or p ? 'block' and s.block_column is null then
+  -- A condition that cannot be applied must not select every row instead. Moments and dates may be given together, as
+  -- two ways to say the same period: a table takes the way that its columns allow.
+  v_timed := p ?| array['since', 'until'] and s.time_column is not null;
+  v_dated := p ? 'date' and s.date_column is not null;
+  if p ?| array['since', 'until', 'date'] and not (v_timed or v_dated)
+     or p ? 'block' and s.block_column is null and not v_timed then
     raise exception 'rows of % are not found by %', s.source,
-      case when p ?| array['since', 'until'] and s.time_column is null then 'since and until'
-           when p ? 'date' and s.date_column is null then 'date' else 'block' end using errcode = 'TB400';
+      case when p ?| array['since', 'until'] then 'since and until' when p ? 'date' and not v_dated then 'date'
+           else 'block' end using errcode = 'TB400';
   end if;
-  if p ? 'since' then
+  if v_timed and p ? 'since' then
     v_where := v_where || format(' and r.%I >= ($1 ->> ''since'')::timestamptz', s.time_column);
   end if;
-  if p ? 'until' then
+  if v_timed and p ? 'until' then
     v_where := v_where || format(' and r.%I < ($1 ->> ''until'')::timestamptz', s.time_column);
   end if;
-  if p ? 'date' then
+  if v_dated then
     v_where := v_where || format(' and r.%I = ($1 ->> ''date'')::date', s.date_column);
   end if;
-  if p ? 'block' then
+  if p ? 'block' and s.block_column is not null then
     v_where := v_where || format(' and r.%I = $1 ->> ''block''', s.block_column);
   end if;
   if (p ->> 'only_failed')::boolean then
@@ -497,13 +528,17 @@ begin
   -- it holds others: all or none, and again a little later.
   for i in 1..20 loop
     begin
-      execute format('select array_agg(key) from (select %s as key from %s r where %s order by 1 for update nowait) x',
-                     s.key_sql, s.watched, v_where) into v_keys using p;
+      execute format('select array_agg(key), array_agg(ref) from (
+                        select %s as key, %s as ref from %s where %s order by 1 for update of r nowait) x',
+                     s.key_sql, s.ref_sql, v_from, v_where) into v_keys, v_refs using p, v_refs;
       exit;
-    exception when lock_not_available then
-      if i = 20 then
-        raise;
-      end if;
+    exception
+      when lock_not_available then
+        if i = 20 then
+          raise;
+        end if;
+      when data_exception then  -- a part of a key is no value of its column
+        raise exception 'what was asked for does not fit the rows of %: %', s.source, sqlerrm using errcode = 'TB400';
     end;
     perform pg_sleep(0.05 * i);
   end loop;
@@ -511,13 +546,13 @@ begin
   select count(*) filter (where state = 'pending') as pending, count(*) filter (where state = 'queued') as queued,
          count(*) filter (where state = 'processing') as running
     into v_before from public.work_items where source = s.source and key = any (v_keys);
-  execute format('update %s r set %I = %L where %s = any ($1) and r.%I::text is distinct from %L',
-                 s.watched, s.status_column, s.pending_value, s.key_sql, s.status_column, s.pending_value) using v_keys;
+  execute format('update %s r set %I = %L from unnest($1) k (ref) where %s and r.%I::text is distinct from %L',
+                 s.watched, s.status_column, s.pending_value, v_join, s.status_column, s.pending_value) using v_refs;
   -- Rows that said pending all along, or whose trigger is off, and running work, which goes again after it ends.
   execute public.toban_open_sql(s, format(
-    $q$(select r.* from %s r where %s = any (%L::text[]) and not exists (
+    $q$(select r.* from unnest($1) k (ref) join %s r on %s where not exists (
           select from public.work_items i where i.source = %L and i.key = %s and i.state in ('pending', 'queued')))$q$,
-    s.watched, s.key_sql, v_keys, s.source, s.key_sql));
+    s.watched, v_join, s.source, s.key_sql)) using v_refs;
   update public.work_items set
     params = params || v_params,
     priority = greatest(priority, coalesce((p ->> 'priority')::smallint, 10)),

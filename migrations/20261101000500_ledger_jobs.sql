@@ -178,17 +178,20 @@ begin
 
   insert into public.job_status as t (job_key, title, last_status, last_finished_at, last_message)
   select j.job, j.title,
-    case when f.failed > 0 or j.last_status = 'error' then 'error' else 'success' end,
-    greatest(j.last_finished_at, f.last_at),
+    case when f.failed > 0 or u.key is not null or j.last_status = 'error' then 'error' else 'success' end,
+    coalesce(greatest(j.last_finished_at, f.last_at), now()),
     case when f.failed > 0 then format('%s failed; the latest, %s: %s', f.failed, f.key, f.last_error)
-         when j.last_status = 'error' then j.last_message
+         when u.key is not null then format('the worker is not ready: %s', u.last_error)
          else j.last_message end
   from public.jobs j
   left join lateral (
     select count(*) over () as failed, w.key, w.last_error, w.finished_at as last_at
     from public.work_items w where w.source = j.source and w.state = 'failed'
     order by w.finished_at desc limit 1) f on true
-  where (j.last_finished_at is not null or f.failed > 0)
+  left join lateral (
+    select w.key, w.last_error from public.work_items w
+    where w.source = j.source and w.state = 'pending' and w.last_error_kind = 'not_ready' limit 1) u on true
+  where (j.last_finished_at is not null or f.failed > 0 or u.key is not null)
     and (p -> 'jobs' is null or j.job in (select jsonb_array_elements_text(p -> 'jobs')))
   order by j.job
   on conflict (job_key) do update set

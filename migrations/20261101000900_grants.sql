@@ -5,6 +5,7 @@ language plpgsql set search_path = '' as $$
 declare
   v_name text;
   v_called boolean;
+  v_sequence text;
   v_roles text := (select string_agg(quote_ident(rolname), ', ') from pg_catalog.pg_roles
                    where rolname in ('anon', 'authenticated'));
   v_service boolean := exists (select from pg_catalog.pg_roles where rolname = 'service_role');
@@ -23,6 +24,13 @@ begin
   foreach v_name in array array['toban_sources', 'jobs', 'runs', 'workers', 'work_items', 'transcripts'] loop
     if v_roles is not null then
       execute format('revoke all on public.%I from %s', v_name, v_roles);
+      for v_sequence in
+        select d.objid::regclass::text from pg_catalog.pg_depend d
+        join pg_catalog.pg_class c on c.oid = d.objid and c.relkind = 'S'
+        where d.refobjid = format('public.%I', v_name)::regclass
+      loop
+        execute format('revoke all on sequence %s from %s', v_sequence, v_roles);
+      end loop;
     end if;
     if v_service then
       execute format('grant select on public.%I to service_role', v_name);

@@ -26,7 +26,6 @@ from celery.signals import (
 from app.database import Database, open_database
 from app.errors import TobanError
 from app.settings import SettingsError, load
-from beat_schedule import timetable
 from workers import process
 
 log = structlog.get_logger("toban.worker")
@@ -47,13 +46,15 @@ beat_init.connect(_check_settings, weak=False)
 def _remember(sender: str, instance: Any, **_: object) -> None:  # noqa: ANN401 - celery.apps.worker.Worker
     process.worker.node = sender
     process.worker.queues = sorted(instance.app.amqp.queues.consume_from)
-    process.worker.concurrency = instance.concurrency
-    process.worker.forks = "prefork" in str(instance.pool_cls)
+    pool = str(instance.pool_cls)
+    process.worker.concurrency = 1 if "solo" in pool else instance.concurrency
+    process.worker.forks = "prefork" in pool
 
 
 @worker_process_init.connect
 def _child_starts(**_: object) -> None:
-    process.start(slots=1)
+    if process.worker.forks:  # a solo pool sends this too, before it knows its queues
+        process.start(slots=1)
 
 
 @worker_process_shutdown.connect
@@ -63,17 +64,8 @@ def _child_stops(**_: object) -> None:
 
 @worker_ready.connect
 def _worker_ready(**_: object) -> None:
-    _sync_jobs()
     if not process.worker.forks and process.running() is None:
         process.start(slots=process.worker.concurrency)
-
-
-def _sync_jobs() -> None:
-    """Make the timetable known to the database, so that workers notice a beat that never came."""
-    try:
-        with_database("toban_sync_jobs", jobs=[job.row() for job in timetable().values()])
-    except TobanError as error:
-        log.warning("jobs.unsynced", reason=str(error))
 
 
 def with_database(function: str, **params: object) -> Any:  # noqa: ANN401 - see Database

@@ -6,10 +6,14 @@ item keeps its job in error until that item is resolved, whatever succeeds after
 
 from typing import Any
 
+import structlog
 from celery.signals import task_failure, task_prerun, task_retry, task_revoked, task_success
 
+from app.errors import TobanError
 from app.sources import registry
 from workers import process
+
+log = structlog.get_logger("toban.worker")
 
 
 def _job_of(name: str, args: Any) -> str | None:  # noqa: ANN401 - a message's arguments
@@ -29,6 +33,13 @@ def note(sender: Any, **_: object) -> None:  # noqa: ANN401 - a Celery task
     request = sender.request
     if job := _job_of(sender.name, request.args):
         runtime.reporter.mark(job, getattr(request, "toban_run", None))
+
+
+@task_failure.connect
+def tell(sender: Any, exception: BaseException, **_: object) -> None:  # noqa: ANN401 - a Celery task
+    """An error of ours in a job or a command: one line. A source's work has told its own, a bug is Celery's to tell."""
+    if isinstance(exception, TobanError) and sender.name.removeprefix("tasks.") not in registry.sources:
+        log.error("task.failed", task=sender.name, reason=str(exception))
 
 
 for _signal in (task_prerun, task_retry, task_success, task_failure, task_revoked):

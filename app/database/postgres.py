@@ -11,6 +11,11 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from app.database.core import from_sqlstate, refuse_nul
 from app.errors import Transient
 
+DEADLINE = """
+select split_part(setting, '=', 2) from pg_catalog.pg_proc p, unnest(p.proconfig) setting
+where p.pronamespace = 'public'::regnamespace and p.proname = %s and setting like 'statement_timeout=%%'
+"""
+
 
 class PostgresDatabase:
     """A small pool, opened at the first call. Works behind a transaction pooler too.
@@ -27,7 +32,13 @@ class PostgresDatabase:
             "prepare_threshold": None,
             "connect_timeout": 10,
             "application_name": "toban",
+            # A network that swallows packets is noticed within 30 s.
+            "keepalives_idle": 15,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,  # ms
         }
+        self._deadlines: dict[str, str] = {}
         self._pool = (
             ConnectionPool(
                 dsn,
@@ -54,7 +65,11 @@ class PostgresDatabase:
         statement = sql.SQL("select public.{}(%s)").format(sql.Identifier(function))
         try:
             with self._connection() as connection:
-                row = connection.execute(statement, [Jsonb(params)]).fetchone()
+                deadline = self._deadline(connection, function)
+                # One trip: the four statements are sent together.
+                with connection.pipeline(), connection.transaction():
+                    connection.execute("select set_config('statement_timeout', %s, true)", [deadline])
+                    row = connection.execute(statement, [Jsonb(params)]).fetchone()
         except PoolTimeout:
             raise Transient("no database connection within 15 s; is the server up?") from None
         except psycopg.Error as error:
@@ -62,6 +77,17 @@ class PostgresDatabase:
                 raise Transient(f"{function}: {str(error).strip() or type(error).__name__}") from error
             raise from_sqlstate(error.sqlstate, error.diag.message_primary or str(error), function) from error
         return row[0] if row else None
+
+    def _deadline(self, connection: psycopg.Connection[Any], function: str) -> str:
+        """The function's own `statement_timeout`.
+
+        PostgreSQL starts a statement's clock before it enters the function, so over a direct connection that setting
+        has to be made first; PostgREST does the same.
+        """
+        if function not in self._deadlines:
+            found = connection.execute(DEADLINE, [function]).fetchone()
+            self._deadlines[function] = str(found[0]) if found else "30s"
+        return self._deadlines[function]
 
     def close(self) -> None:
         if self._pool is not None:
