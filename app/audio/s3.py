@@ -1,0 +1,164 @@
+"""Recordings in an S3 bucket, or in a server that speaks S3."""
+
+import time
+from collections.abc import Callable, Collection
+from contextlib import closing
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import TYPE_CHECKING, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
+
+from app.audio.s3_errors import translated
+from app.audio.store import check_key, too_large
+from app.errors import Permanent, Transient
+from app.settings import Audio
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+CONNECT_TIMEOUT = 5.0  # seconds
+READ_TIMEOUT = 20.0  # seconds without a byte
+LISTING_AGE = 30.0  # seconds for which a listing is used again
+_PAGES = 20  # of 1,000 keys; a day of one device has 48
+
+_CHUNK = 64 * 1024
+_T = TypeVar("_T")
+
+
+class S3Store:
+    """`AudioStore` over a bucket; see `app.settings.Audio` for its settings."""
+
+    def __init__(self, settings: Audio, bucket: str) -> None:
+        self._settings = settings
+        self._bucket = bucket
+        self._deadline = settings.audio_fetch_timeout.total_seconds()
+        self._made: S3Client | None = None
+        self._lock = Lock()
+        self._listings: dict[str, tuple[float, frozenset[str] | None]] = {}
+
+    def fetch(self, file_path: str, to: Path) -> None:
+        """See `AudioStore.fetch`."""
+        check_key(file_path)
+        with to.open("wb") as target:  # opened here: a download that was given up must not make the file again
+            try:
+                self._bounded(file_path, "s3:GetObject", lambda stop: self._download(file_path, target.write, stop))
+            except BaseException:
+                to.unlink(missing_ok=True)
+                raise
+
+    def present(self, file_paths: Collection[str]) -> set[str]:
+        """See `AudioStore.present`; one listing for each device and day."""
+        found = set()
+        for file_path in file_paths:
+            try:
+                check_key(file_path)
+            except Permanent:
+                found.add(file_path)
+                continue
+            keys = self._listing(_prefix(file_path))
+            if keys is None or file_path in keys:
+                found.add(file_path)
+        return found
+
+    def _download(self, file_path: str, write: Callable[[bytes], object], stop: Event) -> None:
+        limit, size = self._settings.audio_max_bytes, 0
+        answer = self._client().get_object(Bucket=self._bucket, Key=file_path)
+        # Not `with answer["Body"]`: that gives the bare stream, which takes a connection lost midway for the end.
+        with closing(answer["Body"]) as body:
+            if answer.get("ContentLength", 0) > limit:
+                raise too_large(file_path, answer["ContentLength"], limit)
+            while chunk := body.read(_CHUNK):
+                size += len(chunk)
+                if size > limit:
+                    raise too_large(file_path, size, limit)
+                if stop.is_set():
+                    return
+                write(chunk)
+
+    def _listing(self, prefix: str) -> frozenset[str] | None:
+        """The keys below `prefix`; None: there are too many to look through."""
+        now = time.monotonic()
+        with self._lock:
+            self._listings = {p: entry for p, entry in self._listings.items() if entry[0] > now}
+            if prefix in self._listings:
+                return self._listings[prefix][1]
+        keys = self._bounded(prefix, "s3:ListBucket", lambda stop: self._list(prefix, stop))
+        with self._lock:
+            self._listings[prefix] = (now + LISTING_AGE, keys)
+        return keys
+
+    def _list(self, prefix: str, stop: Event) -> frozenset[str] | None:
+        keys: set[str] = set()
+        pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+        for number, page in enumerate(pages):
+            if number == _PAGES or stop.is_set():
+                return None
+            keys.update(found["Key"] for found in page.get("Contents", ()))
+        return frozenset(keys)
+
+    def _client(self) -> "S3Client":
+        with self._lock:
+            if self._made is None:
+                secret, endpoint = self._settings.aws_secret_access_key, self._settings.s3_endpoint_url
+                self._made = boto3.session.Session().client(  # a session of its own: the shared one is not thread-safe
+                    "s3",
+                    region_name=self._settings.aws_region,
+                    endpoint_url=endpoint,
+                    aws_access_key_id=self._settings.aws_access_key_id,
+                    aws_secret_access_key=secret.get_secret_value() if secret else None,
+                    config=Config(
+                        connect_timeout=CONNECT_TIMEOUT,
+                        read_timeout=READ_TIMEOUT,
+                        retries={
+                            "total_max_attempts": 3,
+                            "mode": "standard",
+                        },  # two quick ones; the ledger has the rest
+                        s3={"addressing_style": "path" if endpoint else "auto"},
+                    ),
+                )
+            return self._made
+
+    def _bounded(self, key: str, permission: str, work: Callable[[Event], _T]) -> _T:
+        """`work`, within the total deadline, and with this project's errors."""
+        what = f"s3://{self._bucket}/{key}"
+        try:
+            return _within(self._deadline, what, work)
+        except (BotoCoreError, ClientError, HTTPError, ValueError) as error:
+            raise translated(error, what, permission) from error
+
+
+def _prefix(file_path: str) -> str:
+    """The day of the device, `files/{device_id}/{date}/`, of a key; with fewer parts, as narrow as it gets."""
+    parts = file_path.split("/")
+    return "/".join([*(parts[:-2] or parts[:-1]), ""]) if len(parts) > 1 else file_path
+
+
+def _within(seconds: float, what: str, work: Callable[[Event], _T]) -> _T:
+    """What `work` returns or raises, or `Transient` after `seconds`.
+
+    Socket timeouts start anew with every byte, so a server that drips passes them all; name look-up has none. Hence a
+    thread, which is left behind when time is over: it is told to stop, writes nothing more, and ends with its socket.
+    """
+    stop, results, errors = Event(), list[_T](), list[BaseException]()
+
+    def run() -> None:
+        try:
+            results.append(work(stop))
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            errors.append(error)
+
+    thread = Thread(target=run, name="audio-fetch", daemon=True)
+    thread.start()
+    try:
+        thread.join(seconds)
+    finally:
+        stop.set()
+    if errors:
+        raise errors[0]
+    if not results:
+        raise Transient(f"reading {what} took longer than {seconds:g} s (AUDIO_FETCH_TIMEOUT)")
+    return results[0]

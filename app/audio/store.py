@@ -1,0 +1,66 @@
+"""Where recordings are read from: a bucket, or a folder that stands in for one."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol
+
+from app.errors import Permanent
+from app.settings import Audio
+
+
+class AudioStore(Protocol):
+    """Recordings by their key, as in `audio_files.file_path`; one object serves all threads of a process."""
+
+    def fetch(self, file_path: str, to: Path) -> None:
+        """Writes the recording into the file `to`, and removes it after an error.
+
+        Raises `NothingThere` if the recording is missing, `Permanent` if its key leaves the audio folder, reading is
+        not permitted or it has more than `AUDIO_MAX_BYTES`, `Transient` if the store fails or is too slow.
+        """
+
+    def present(self, file_paths: Collection[str]) -> set[str]:
+        """Which of the recordings exist; the answer may be 30 s old.
+
+        A key that can't be looked up counts as present, so that `fetch` gets to say what is wrong with it.
+        Raises `Permanent` if listing is not permitted, `Transient` if the store fails.
+        """
+
+
+def build_store(settings: Audio) -> AudioStore:
+    """The store of the settings; a folder wins over a bucket. Nothing connects before its first use.
+
+    Raises `Permanent` if neither is set.
+    """
+    if settings.audio_folder is not None:
+        from app.audio.folder import FolderStore
+
+        return FolderStore(settings.audio_folder, max_bytes=settings.audio_max_bytes)
+    if settings.s3_bucket_name is None:
+        raise Permanent("no source of recordings is set; set S3_BUCKET_NAME or AUDIO_FOLDER")
+    from app.audio.s3 import S3Store  # boto3 costs 24 MB and 0.14 s
+
+    return S3Store(settings, settings.s3_bucket_name)
+
+
+def check_key(file_path: str) -> None:
+    """Raises `Permanent` if a key is not a plain relative path below the audio folder."""
+    if (
+        file_path.startswith("/")
+        or "\\" in file_path
+        or "\0" in file_path
+        or {"", ".", ".."} & set(file_path.split("/"))
+    ):
+        raise Permanent(f"the key {file_path!r} leaves the audio folder; correct audio_files.file_path")
+    try:
+        size = len(file_path.encode())
+    except UnicodeEncodeError:
+        raise Permanent(f"the key {file_path!r} is not text; correct audio_files.file_path") from None
+    if size > 1024:  # S3's limit
+        raise Permanent(f"the key {file_path[:60]!r}… is longer than 1024 bytes; correct audio_files.file_path")
+
+
+def too_large(file_path: str, size: int, max_bytes: int) -> Permanent:
+    """The error for a recording of `size` bytes or more."""
+    return Permanent(
+        f"{file_path} has {size} bytes or more, over the limit of {max_bytes}; split it, or raise AUDIO_MAX_BYTES"
+    )
