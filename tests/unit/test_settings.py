@@ -1,0 +1,162 @@
+"""Settings: exact names, one message for all problems, no secret shown."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from app import reference, settings
+from app.settings import GROUPS, Settings, SettingsError, key_role, load, variable
+from tests.support.servers import ROOT
+
+GOOD = {"DATABASE_URL": "postgresql://me:hunter2@db/toban", "S3_BUCKET_NAME": "watchme-vault"}
+
+
+@pytest.fixture
+def env(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """An environment without any setting of ours."""
+    for group in GROUPS.values():
+        for field in group.model_fields:
+            monkeypatch.delenv(variable(group, field), raising=False)
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.setenv("TOBAN_ENV_FILE", os.devnull)
+    load.cache_clear()
+    yield monkeypatch
+    load.cache_clear()
+
+
+def loaded(env: pytest.MonkeyPatch, **values: str) -> Settings:
+    for name, value in {**GOOD, **values}.items():
+        env.setenv(name, value)
+    return load()
+
+
+def problems(env: pytest.MonkeyPatch, **values: str) -> dict[str, str]:
+    with pytest.raises(SettingsError) as caught:
+        loaded(env, **values)
+    return {problem.code: problem.setting for problem in caught.value.problems}
+
+
+def jwt_of(role: str) -> str:
+    claims = base64.urlsafe_b64encode(json.dumps({"role": role}).encode()).decode().rstrip("=")
+    return f"e30.{claims}.c2ln"
+
+
+def test_names_of_the_existing_env_files_are_read(env: pytest.MonkeyPatch) -> None:
+    own = loaded(
+        env,
+        AWS_ACCESS_KEY_ID="AKIA",
+        AWS_SECRET_ACCESS_KEY="s3cr3t",
+        AWS_REGION="ap-northeast-3",
+        DEVICE_TIMEZONE="Europe/Berlin",
+        WHISPER_MODEL="small",
+        REDIS_URL="redis://r:6379/1",
+        TOBAN_LEASE="90",
+        LOG_LEVEL="DEBUG",
+    )
+    assert own.audio.s3_bucket_name == "watchme-vault"
+    assert (own.audio.aws_region, own.audio.device_timezone) == ("ap-northeast-3", "Europe/Berlin")
+    assert own.whisper.model == "small"
+    assert own.broker.backend_url() == "redis://r:6379/1"
+    assert own.ledger.lease == timedelta(seconds=90)
+    assert own.log.level == "DEBUG"
+
+
+def test_every_problem_is_told_at_once(env: pytest.MonkeyPatch) -> None:
+    found = problems(
+        env,
+        DATABASE_URL="mysql://x",
+        CELERY_BROKER_URL="http://x",
+        AUDIO_FOLDER="/nowhere/at/all",
+        DEVICE_TIMEZONE="Tokyo",
+        WHISPER_BEAM_SIZE="lots",
+        TOBAN_LEASE="20",
+    )
+    assert found == {
+        "E010": "DATABASE_URL",
+        "E005": "CELERY_BROKER_URL",
+        "E001": "WHISPER_BEAM_SIZE",
+        "E009": "TOBAN_LEASE",
+    }
+
+
+def test_nothing_set(env: pytest.MonkeyPatch) -> None:
+    assert problems(env, DATABASE_URL="", S3_BUCKET_NAME="") == {"E002": "DATABASE_URL", "E006": "S3_BUCKET_NAME"}
+
+
+@pytest.mark.parametrize(
+    ("values", "code"),
+    [
+        ({"SUPABASE_KEY": jwt_of("anon")}, "E004"),
+        ({"SUPABASE_SERVICE_ROLE_KEY": "sb_publishable_abc"}, "E004"),
+        ({}, "E003"),
+        ({"SUPABASE_URL": "project", "SUPABASE_KEY": jwt_of("service_role")}, "E011"),
+        ({"SUPABASE_KEY": jwt_of("service_role"), "AWS_ACCESS_KEY_ID": "AKIA"}, "E008"),
+        ({"SUPABASE_KEY": jwt_of("service_role"), "AUDIO_FOLDER": "/nowhere/at/all"}, "E007"),
+    ],
+)
+def test_supabase_and_audio(env: pytest.MonkeyPatch, values: dict[str, str], code: str) -> None:
+    assert code in problems(env, DATABASE_URL="", **{"SUPABASE_URL": "https://p.supabase.co", **values})
+
+
+def test_the_role_of_a_key() -> None:
+    assert key_role(jwt_of("anon")) == "anon"
+    assert key_role(jwt_of("service_role")) == "service_role"
+    assert key_role("sb_secret_x") == "service_role"
+    assert key_role("sb_publishable_x") == "anon"
+    assert [key_role(key) for key in ("", "a.b.c", "a.W10.c", "no key")] == ["unknown"] * 4
+
+
+def test_secrets_are_never_shown(env: pytest.MonkeyPatch) -> None:
+    secrets = {
+        "AWS_ACCESS_KEY_ID": "AKIA",
+        "AWS_SECRET_ACCESS_KEY": "s3cr3t-aws",
+        "SUPABASE_SERVICE_ROLE_KEY": "s3cr3t-role",
+        "SUPABASE_KEY": "s3cr3t-key",
+        "CELERY_BROKER_URL": "redis://:s3cr3t-redis@h/0",
+    }
+    own = loaded(env, DATABASE_URL="postgresql://me:s3cr3t-db@h/x", **secrets)
+    for shown in (repr(own), str(own), repr(own.model_dump())):
+        assert "s3cr3t" not in shown
+    env.setenv("TOBAN_LEASE", "1")
+    env.setenv("DATABASE_URL", "mysql://me:s3cr3t-db@h/x")
+    load.cache_clear()
+    with pytest.raises(SettingsError) as caught:
+        load()
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_an_env_file(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("WHISPER_MODEL=tiny\nS3_BUCKET_NAME=from-file\nUNKNOWN=1\n", encoding="utf-8")
+    env.setenv("TOBAN_ENV_FILE", str(file))
+    own = loaded(env)
+    assert own.whisper.model == "tiny"
+    assert own.audio.s3_bucket_name == "watchme-vault", "the environment wins"
+
+
+@pytest.mark.parametrize("path", reference.FILES)
+def test_the_reference_is_up_to_date(path: str) -> None:
+    """After a change of the settings: python -m app.reference."""
+    assert (ROOT / path).read_text(encoding="utf-8") == reference.FILES[path]()
+
+
+def test_every_problem_code_is_explained() -> None:
+    source = Path(settings.__file__).read_text(encoding="utf-8")
+    assert set(re.findall(r'"(E\d{3})"', source)) == reference.CODES.keys()
+
+
+def test_importing_the_app_is_light() -> None:
+    """Nothing connects, no task and no heavy library is loaded, and no setting is needed."""
+    heavy = "torch ctranslate2 boto3 supabase openai google psycopg numpy av tasks"
+    code = f"import sys, app.celery; print([name for name in '{heavy}'.split() if name in sys.modules])"
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TOBAN_ENV_FILE": os.devnull}
+    answer = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
