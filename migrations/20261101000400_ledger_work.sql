@@ -172,7 +172,8 @@ begin
   select count(*) into v_found from (
     select from public.work_items where source = v_source and state = 'pending' and available_at <= now()
       and (v_partition is null or partition = v_partition)
-      and (v_since is null or at >= v_since) and (v_until is null or at < v_until) limit 10000) x;
+      and (v_since is null or at >= v_since) and (v_until is null or at < v_until)
+    order by partition limit 10000) x;
   v_room := least((p ->> 'limit')::integer, 2 * v_slots - v_queued);
   if v_found = 0 or v_room <= 0 then
     return jsonb_build_object('items', '[]'::jsonb, 'found', v_found, 'slots', v_slots, 'queued', v_queued, 'reason',
@@ -367,7 +368,9 @@ begin
   -- Fewer messages wait than the workers can run: the caller may claim more at once instead of waiting for a tick.
   return v_answer || jsonb_build_object('hungry',
     public.toban_queued(w.queue) < public.toban_slots(w.queue)
-    and exists (select from public.work_items n where n.source = w.source and n.state = 'pending' and n.available_at <= now()));
+    -- (ordered, so that the index is used: a plain scan may pass a million finished items before the first waiting one)
+    and (select true from public.work_items n where n.source = w.source and n.state = 'pending'
+         and n.available_at <= now() order by n.partition limit 1) is true);
 end
 $$;
 

@@ -1,0 +1,71 @@
+"""The ledger over both transports. The database is shared and emptied before each test."""
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from app.database import Database
+from app.database.postgres import PostgresDatabase
+from app.database.supabase import SupabaseDatabase
+from tests.support.ledger import Ledger
+from tests.support.servers import PostgREST, key_of
+
+# Tables that a test has made go; what it has watched is forgotten; everything else is emptied.
+CLEAN = """
+do $$
+declare
+  v_name text;
+begin
+  for v_name in select format('drop table public.%I cascade', c.relname) from pg_class c
+      where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and c.relname like 'toy%' loop
+    execute v_name;
+  end loop;
+  for v_name in select format('drop function %s cascade', p.oid::regprocedure) from pg_proc p
+      where p.proname like 'toban\\_on\\_toy%' loop
+    execute v_name;
+  end loop;
+end
+$$;
+delete from public.toban_sources where source like 'toy%';
+truncate public.work_items, public.runs, public.jobs, public.workers, public.audio_files, public.vibe_whisper,
+  public.transcripts, public.job_status restart identity cascade;
+"""
+
+
+@pytest.fixture
+def clean_url(shared_database_url: str) -> str:
+    """The shared database, empty."""
+    with psycopg.connect(shared_database_url, autocommit=True) as connection:
+        connection.execute(CLEAN)
+    return shared_database_url
+
+
+@pytest.fixture(params=["postgres", "supabase"])
+def db(request: pytest.FixtureRequest, clean_url: str) -> Iterator[Database]:
+    """Both transports, one after the other."""
+    database: Database
+    if request.param == "postgres":
+        database = PostgresDatabase(clean_url, pool_size=10)
+    else:
+        server: PostgREST = request.getfixturevalue("postgrest")
+        database = SupabaseDatabase(server.url, key_of("service_role"), rest_url=server.url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def ledger(db: Database, clean_url: str) -> Iterator[Ledger]:
+    helper = Ledger(db, clean_url)
+    yield helper
+    helper.close()
+
+
+@pytest.fixture
+def direct_ledger(clean_url: str) -> Iterator[Ledger]:
+    """For what has nothing to do with the transport."""
+    database = PostgresDatabase(clean_url, pool_size=10)
+    helper = Ledger(database, clean_url)
+    yield helper
+    helper.close()
+    database.close()
