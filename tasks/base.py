@@ -1,6 +1,7 @@
 """The base tasks: `WorkTask` runs one item, `JobTask` one run of a job. What they call knows nothing of Celery."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from celery import Task
@@ -98,17 +99,18 @@ def run_job(name: str, work: Callable[[Runtime], Summary]) -> dict[str, Any]:
     runtime = current()
     call = runtime.services.database.call
     run = call("toban_begin_run", job=name, worker=runtime.worker, lease=RUN_LEASE)
+    end = partial(call, "toban_end_run", run_id=run.get("run_id"), worker=runtime.worker)
     if not run["run"]:
         return {"job": name, "ran": False, "reason": run["reason"]}
     try:
         summary = dict(work(runtime))
     except Exception as error:
         words = str(error) if isinstance(error, TobanError) else f"{type(error).__name__}: {error}"
-        call("toban_end_run", run_id=run["run_id"], status="error", message=words)
+        end(status="error", message=words)
         raise
     keep = bool(summary.get("changed") or summary.get("dispatched"))
     message = summary.pop("message", None)
-    call("toban_end_run", run_id=run["run_id"], status="success", message=message, summary=summary, keep=keep)
+    end(status="success", message=message, summary=summary, keep=keep)
     return {"job": name, "ran": True, "message": message}
 
 

@@ -60,8 +60,8 @@ begin
 end
 $$;
 
--- p: run_id, status, message?, summary (of any shape, kept in jobs), keep (false: a run that did nothing leaves no row;
--- last_slot remembers that it ran) → ended
+-- p: run_id, worker? (whoever began it; a run that was lost may belong to another by now), status, message?, summary (of any
+-- shape, kept in jobs), keep (false: a run that did nothing leaves no row; last_slot remembers that it ran) → ended
 create or replace function public.toban_end_run(p jsonb) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '15s' as $$
 declare
@@ -72,7 +72,8 @@ begin
     for no key update;
   update public.runs set
     state = p ->> 'status', finished_at = now(), message = p ->> 'message'
-  where id = (p ->> 'run_id')::bigint and state = 'running' returning * into r;
+  where id = (p ->> 'run_id')::bigint and state = 'running' and worker = coalesce(p ->> 'worker', worker)
+  returning * into r;
   if not found then
     return jsonb_build_object('ended', false);
   end if;
