@@ -19,7 +19,7 @@ class Profile:
 
     def apply(self, app: Celery) -> None:
         app.conf.update(
-            task_queues=[Queue(queue) for queue in self.queues],
+            task_queues=[Queue(queue, routing_key=queue) for queue in self.queues],
             worker_pool=self.pool,
             worker_concurrency=self.concurrency,
         )

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +27,8 @@ class FolderStore:
             try:
                 self._copy(file_path, source, target)
             except BaseException:
-                to.unlink(missing_ok=True)
+                with suppress(OSError):  # a file without a name goes by itself
+                    to.unlink()
                 raise
 
     def present(self, file_paths: Collection[str]) -> set[str]:

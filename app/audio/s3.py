@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, TypeVar
@@ -47,7 +47,8 @@ class S3Store:
             try:
                 self._bounded(file_path, "s3:GetObject", lambda stop: self._download(file_path, target.write, stop))
             except BaseException:
-                to.unlink(missing_ok=True)
+                with suppress(OSError):  # a file without a name goes by itself
+                    to.unlink()
                 raise
 
     def present(self, file_paths: Collection[str]) -> set[str]:

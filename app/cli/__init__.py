@@ -1,0 +1,128 @@
+"""The command `toban`. What a command does is in the module of its name; this one only reads the command line."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="toban",
+    help="Every waiting database row becomes exactly one task. `toban demo` shows it on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Device = Annotated[str, typer.Option("--device", help="The device's id.", metavar="ID")]
+
+
+@app.command()
+def up() -> None:
+    """Run everything on this machine until Ctrl-C; the data stays in `.toban/`.
+
+    What the environment or `.env` sets is used; local stand-ins fill the gaps.
+    """
+    from app.cli.up import up
+
+    up(Path(".toban"))
+
+
+@app.command()
+def demo(
+    audio: Annotated[
+        Path | None,
+        typer.Option(envvar="AUDIO", help="Your own recordings instead of the ones that come along.", metavar="FOLDER"),
+    ] = None,
+) -> None:
+    """Watch real speech go from a waiting row to a stored transcript, then leave no trace."""
+    from app.cli.demo import demo
+
+    demo(audio)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database's schema up to this program (DATABASE_URL)."""
+    from app.cli.migrate import migrate
+
+    migrate()
+
+
+@app.command()
+def add(
+    path: Annotated[Path, typer.Argument(help="A recording, or a folder of recordings.", metavar="FOLDER|FILE")],
+    device: Device,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            help="When one recording was made, as 2025-07-18T12:30 (in DEVICE_TIMEZONE) or with an offset. "
+            "Default: what the file's name says, else when it was last changed.",
+            metavar="TIME",
+        ),
+    ] = None,
+) -> None:
+    """Put recordings in: copy or upload the files, and insert their waiting rows."""
+    from app.cli.add import add
+
+    add(path, device, at)
+
+
+@app.command()
+def status(
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until Ctrl-C.")] = False,
+) -> None:
+    """Show what waits, what runs, who works, and what failed."""
+    from app.cli.status import status
+
+    status(as_json=as_json, watch=watch)
+
+
+@app.command()
+def reprocess(
+    *,
+    source: Annotated[str, typer.Argument(help="The source, such as `transcription`.")],
+    device: Annotated[str | None, typer.Option(help="Rows of this device.", metavar="ID")] = None,
+    date: Annotated[str | None, typer.Option(help="Rows of this day.", metavar="YYYY-MM-DD")] = None,
+    time_block: Annotated[str | None, typer.Option(help="Of that day, this half hour.", metavar="HH-MM")] = None,
+    key: Annotated[list[str] | None, typer.Option(help="This row; may be given often.", metavar="KEY")] = None,
+    only_failed: Annotated[bool, typer.Option("--only-failed", help="Only what has failed.")] = False,
+    model: Annotated[str | None, typer.Option(help="The model to use this time.", metavar="NAME")] = None,
+) -> None:
+    """Make rows wait again, as `celery -A app call tasks.reprocess` does."""
+    from app.cli.reprocess import reprocess
+
+    reprocess(
+        source=source, device_id=device, date=date, time_block=time_block, key=key, only_failed=only_failed, model=model
+    )
+
+
+@app.command()
+def doctor(
+    speech: Annotated[
+        Path | None, typer.Option(help="Also transcribe this recording, and show the words.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Check every setting, server, queue and known trap, each with its remedy."""
+    from app.cli.doctor import doctor
+
+    doctor(speech)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line `arguments` (default: the process's) and exit: 0 done, 1 failed, 2 wrong usage."""
+    try:
+        app(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("TOBAN_DEBUG"):
+            raise
+        from app.cli.errors import told
+
+        typer.echo(told(error), err=True)
+        sys.exit(1)

@@ -1,0 +1,24 @@
+"""`toban reprocess`."""
+
+from typing import Any
+
+import typer
+
+from app.database import open_database
+from app.reprocess import reprocess as ask
+from app.settings import Audio, Database, load_group
+
+
+def reprocess(**selectors: Any) -> None:  # noqa: ANN401 - those of app.reprocess
+    database = open_database(load_group(Database), shared=False)
+    try:
+        done = ask(database, load_group(Audio).zone, **selectors)
+    finally:
+        database.close()
+    if not done["matched"]:
+        typer.echo("No row fits; nothing was changed. `toban status` shows sources and keys.")
+        return
+    typer.echo(
+        f"{done['matched']} rows fit: {done['opened']} wait again, {done['waiting']} were waiting already, "
+        f"{done['running']} run now and go again afterwards."
+    )

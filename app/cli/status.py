@@ -1,0 +1,141 @@
+"""`toban status`: what waits, what runs, who works, what failed."""
+
+import json
+import time
+from collections.abc import Iterator
+from datetime import datetime
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from app.cli.console import console
+from app.database import Database, open_database
+from app.errors import Transient
+from app.health import Status, duration, overdue, share, since, slots
+from app.settings import Database as DatabaseSettings
+from app.settings import load_group
+
+STATES = ("pending", "queued", "processing", "completed", "skipped", "failed")
+
+
+def status(*, as_json: bool, watch: bool) -> None:
+    database = open_database(load_group(DatabaseSettings), shared=False)
+    screen = console()
+    try:
+        if watch:
+            _watch(database, screen, as_json=as_json)
+        elif as_json:
+            typer.echo(json.dumps(database.call("toban_status"), ensure_ascii=False))
+        else:
+            screen.print(rendered(database.call("toban_status")))
+    finally:
+        database.close()
+
+
+def _watch(database: Database, screen: Console, *, as_json: bool) -> None:
+    try:
+        if as_json:  # one line each
+            while True:
+                typer.echo(json.dumps(database.call("toban_status"), ensure_ascii=False))
+                time.sleep(2)
+        with Live(console=screen, screen=screen.is_terminal, auto_refresh=False) as live:
+            while True:
+                try:
+                    live.update(rendered(database.call("toban_status")), refresh=True)
+                except Transient as error:
+                    live.update(f"{escape(str(error))}\nTrying again …", refresh=True)
+                time.sleep(1)
+    except KeyboardInterrupt:
+        return
+
+
+def rendered(status: Status) -> RenderableType:
+    """The whole answer of `toban_status` for a person."""
+    now = datetime.fromisoformat(status["now"])
+    parts: list[RenderableType] = [_sources(status, now), _workers(status, now)]
+    parts += [f"[bold yellow]{escape(warning)}[/]" for warning in warnings(status)]
+    parts.append(_jobs(status, now))
+    if status["running"]:
+        parts.append(_running(status, now))
+    if status["failed"]:
+        parts.append(_failed(status, now))
+    return Group(*parts)
+
+
+def warnings(status: Status) -> Iterator[str]:
+    """What a person should know about: queues that nobody serves, ticks that do not come."""
+    for queue, count in slots(status).items():
+        if not count:
+            yield f"No worker listens to {queue}: start one with `celery -A workers.{queue} worker`, or `toban up`"
+    for job, seconds in overdue(status).items():
+        yield f"The job {job} has not run for {duration(seconds)}: is a beat or a worker alive?"
+
+
+def _sources(status: Status, now: datetime) -> Table:
+    table = _table("Sources", "source", *STATES, "oldest due")
+    for source in status["sources"]:
+        counts = [str(source[state]) if source[state] else "[dim]0[/]" for state in STATES]
+        if source["failed"]:
+            counts[-1] = f"[bold red]{source['failed']}[/]"
+        table.add_row(source["source"], *counts, _since(source["oldest_due"], now))
+    for column in table.columns[1:7]:
+        column.justify = "right"
+    return table
+
+
+def _workers(status: Status, now: datetime) -> Table:
+    table = _table("Workers", "worker", "queues", "busy", "memory", "last news")
+    for worker in status["workers"]:
+        memory = f"{worker['rss_bytes'] / 1024**2:.0f} MB" if worker["rss_bytes"] else ""
+        busy = f"{worker['busy']} of {worker['slots']}"
+        table.add_row(worker["id"], ", ".join(worker["queues"]), busy, memory, _since(worker["seen_at"], now))
+    return table
+
+
+def _jobs(status: Status, now: datetime) -> Table:
+    table = _table("Jobs", "job", "every", "last start", "outcome", "message")
+    for job in status["jobs"]:
+        outcome = "paused" if not job["enabled"] else job["last_status"] or ""
+        style = "red" if outcome == "error" else ""
+        table.add_row(
+            job["job"],
+            duration(float(job["every"])),
+            _since(job["last_started_at"], now),
+            outcome,
+            escape(job["last_message"] or ""),
+            style=style,
+        )
+    return table
+
+
+def _running(status: Status, now: datetime) -> Table:
+    table = _table("Running", "source", "key", "worker", "try", "for", "progress")
+    for item in status["running"]:
+        started = _since(item["started_at"], now).removesuffix(" ago")
+        progress = share(item["progress"])
+        done = f"{progress:.0%}" if progress is not None else ""
+        table.add_row(item["source"], escape(item["key"]), item["worker"], str(item["tries"]), started, done)
+    return table
+
+
+def _failed(status: Status, now: datetime) -> Table:
+    table = _table("Failed (the latest)", "source", "key", "tries", "when", "reason")
+    for item in status["failed"]:
+        reason = escape(item["last_error"] or "")
+        table.add_row(item["source"], escape(item["key"]), str(item["tries"]), _since(item["finished_at"], now), reason)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        # What a person copies is never cut.
+        table.add_column(column, header_style="dim", overflow="fold")
+    return table
+
+
+def _since(moment: str | None, now: datetime) -> str:
+    return f"{duration(since(moment, now))} ago" if moment else ""

@@ -1,0 +1,74 @@
+"""`toban up`: the embedded stack, until Ctrl-C."""
+
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from app.cli.console import console
+from app.embedded import Stack
+
+USE = (
+    ("toban add FOLDER --device ID", "put recordings in"),
+    ("toban status --watch", "see them go"),
+    ("toban doctor", "check everything"),
+    ("celery -A app flower", "the Celery dashboard"),
+)
+
+
+def up(data: Path) -> None:
+    screen = console()
+    stop_like_ctrl_c()
+    stack = Stack(data, say=lambda step: screen.print(f"{escape(step)} …"))
+    try:
+        stack.start()
+        try:
+            stack.wait_ready()
+            _tell(screen, stack)
+            _watch(screen, stack)
+        finally:
+            screen.print("\nStopping; running work may finish first. Ctrl-C again stops it at once.")
+            stack.stop()
+            screen.print(f"Everything has stopped. The data stays in {escape(str(stack.data))}.")
+    except KeyboardInterrupt:
+        return
+
+
+def stop_like_ctrl_c() -> None:
+    """A service manager's SIGTERM and a closed terminal's SIGHUP stop everything in good order too."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
+
+
+def _tell(screen: Console, stack: Stack) -> None:
+    screen.print("\n[bold green]Toban runs.[/]")
+    for stand_in in stack.stand_ins:
+        screen.print(f"  {stand_in.setting} is not set; the local stand-in is used: {escape(stand_in.what)}")
+    screen.print(f"  Logs are in {escape(str(stack.data / 'logs'))}")
+    screen.print("\nIn another terminal, in this folder:")
+    # Where the commands are not found by their names, as after `make up`, they are told with their folder.
+    folder = "" if shutil.which("toban") else f"{os.path.relpath(Path(sys.executable).parent)}/"
+    width = len(folder) + max(len(command) for command, _ in USE)
+    for command, purpose in USE:
+        screen.print(f"  [bold]{escape(f'{folder}{command}'.ljust(width))}[/]  {purpose}", soft_wrap=True)
+    screen.print("\nCtrl-C stops everything.")
+
+
+def _watch(screen: Console, stack: Stack) -> None:
+    """Until somebody stops us; say when a program has died for good.
+
+    Raises `StackError` when the supervisor itself has.
+    """
+    dead: set[str] = set()
+    while True:
+        fatal = {name for name, state in stack.states().items() if state.state == "FATAL"}
+        for name in sorted(fatal - dead):
+            screen.print(f"[bold red]{name} has died too often and stays down[/]; {escape(stack.tail(name))}")
+        dead = fatal
+        time.sleep(2)

@@ -1,0 +1,55 @@
+"""What the answer of `toban_status` says about the system: queues without a worker, jobs without ticks; in words."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+Status = Mapping[str, Any]
+
+
+def expected_queues() -> set[str]:
+    """The queues that need a worker: the jobs' own, and those of the known sources."""
+    import tasks  # noqa: F401 - registers the sources
+    from app.sources import registry
+
+    return {"default", *(source.queue for source in registry.sources.values())}
+
+
+def slots(status: Status) -> dict[str, int]:
+    """Each expected queue and how much its live workers can run at once."""
+    return {
+        queue: sum(worker["slots"] for worker in status["workers"] if queue in worker["queues"])
+        for queue in sorted(expected_queues())
+    }
+
+
+def overdue(status: Status) -> dict[str, float]:
+    """Jobs whose last start is longer ago than two of their slots and a minute, and how long, seconds."""
+    now = datetime.fromisoformat(status["now"])
+    late = {}
+    for job in status["jobs"]:
+        if job["enabled"] and job["last_started_at"]:
+            seconds = since(job["last_started_at"], now)
+            if seconds > 2 * float(job["every"]) + 60:
+                late[job["job"]] = seconds
+    return late
+
+
+def share(progress: Mapping[str, float] | None) -> float | None:
+    """How much of an item is done, 0 to 1; None: unknown."""
+    if not progress or not progress.get("total"):
+        return None
+    return min(progress["done"] / progress["total"], 1.0)
+
+
+def since(moment: str, now: datetime) -> float:
+    """Seconds from `moment` (ISO 8601) to `now`, at least 0."""
+    return max(0.0, (now - datetime.fromisoformat(moment)).total_seconds())
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h`, `5 d`: as coarse as people say it."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size or seconds == size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,135 @@
+"""Put recordings in, as an uploader does: the file into the store, then the row that says it waits."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from app.database.core import from_sqlstate
+from app.errors import Permanent, Transient
+from app.recordings import Recording
+from app.settings import Audio
+from app.settings import Database as DatabaseSettings
+
+if TYPE_CHECKING:
+    from supabase import Client
+
+Row = dict[str, Any]
+
+
+def put_files(settings: Audio, recordings: Sequence[Recording]) -> None:
+    """Copy the files into the audio folder or the bucket; one of the same key is replaced.
+
+    Raises `Permanent` or `Transient`, naming the file.
+    """
+    put = _upload(settings) if settings.audio_folder is None else partial(_copy, settings.audio_folder)
+    for recording in recordings:
+        if recording.file is not None:
+            put(recording.file, recording.key(settings.zone))
+
+
+def put_rows(settings: DatabaseSettings, zone: ZoneInfo, recordings: Sequence[Recording]) -> None:
+    """Insert the rows of `audio_files`; one that is there already waits again.
+
+    Raises `Permanent` or `Transient`.
+    """
+    rows: list[Row] = [
+        {
+            "device_id": recording.device_id,
+            "recorded_at": recording.recorded_at.isoformat(),
+            "file_path": recording.key(zone),
+            "transcriptions_status": "pending",
+        }
+        for recording in recordings
+    ]
+    if settings.database_url is not None:
+        _insert(settings.database_url.get_secret_value(), rows)
+    else:
+        _over_rest(settings, rows)
+
+
+def _copy(folder: Path, file: Path, key: str) -> None:
+    target = folder / key
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")  # nobody reads half a recording
+        shutil.copyfile(file, part)
+        part.replace(target)
+    except OSError as error:
+        raise Permanent(f"{file} can't be copied into AUDIO_FOLDER: {error}") from error
+
+
+def _upload(settings: Audio) -> Callable[[Path, str], None]:
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from app.audio.s3_errors import translated
+
+    secret, bucket = settings.aws_secret_access_key, settings.s3_bucket_name or ""
+    client = boto3.session.Session().client(
+        "s3",
+        region_name=settings.aws_region,
+        endpoint_url=settings.s3_endpoint_url,
+        aws_access_key_id=settings.aws_access_key_id,
+        aws_secret_access_key=secret.get_secret_value() if secret else None,
+        config=Config(connect_timeout=5, s3={"addressing_style": "path" if settings.s3_endpoint_url else "auto"}),
+    )
+
+    def put(file: Path, key: str) -> None:
+        try:
+            with file.open("rb") as body:
+                client.put_object(Bucket=bucket, Key=key, Body=body)
+        except (BotoCoreError, ClientError) as error:
+            raise translated(error, f"s3://{bucket}/{key}", "s3:PutObject") from error
+        except OSError as error:
+            raise Permanent(f"{file} can't be read: {error}") from error
+
+    return put
+
+
+def _insert(dsn: str, rows: Sequence[Row]) -> None:
+    import psycopg
+
+    statement = """
+        insert into public.audio_files (device_id, recorded_at, file_path, transcriptions_status)
+        values (%(device_id)s, %(recorded_at)s, %(file_path)s, %(transcriptions_status)s)
+        on conflict (device_id, recorded_at) do update
+          set file_path = excluded.file_path, transcriptions_status = excluded.transcriptions_status
+    """
+    try:
+        with (
+            psycopg.connect(dsn, prepare_threshold=None, connect_timeout=10) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.executemany(statement, rows)
+    except psycopg.Error as error:
+        if error.sqlstate is None:
+            raise Transient(f"the database can't be reached: {str(error).strip()}") from error
+        raise from_sqlstate(error.sqlstate, error.diag.message_primary or str(error), "audio_files") from error
+
+
+def _over_rest(settings: DatabaseSettings, rows: Sequence[Row]) -> None:
+    import httpx
+    from supabase import Client, ClientOptions
+
+    key = settings.rest_key()
+    if settings.supabase_url is None or key is None:
+        raise Permanent("no database is set")
+    with httpx.Client(timeout=30) as http:
+        upsert(Client(settings.supabase_url, key.get_secret_value(), ClientOptions(httpx_client=http)), rows)
+
+
+def upsert(client: "Client", rows: Sequence[Row]) -> None:
+    """Write rows of `audio_files` by the client's table API; see `put_rows`."""
+    import httpx
+    from postgrest import APIError
+
+    try:
+        client.table("audio_files").upsert(list(rows), on_conflict="device_id,recorded_at").execute()
+    except APIError as error:
+        raise from_sqlstate(error.code, error.message or str(error), "audio_files") from error
+    except httpx.HTTPError as error:
+        raise Transient(f"Supabase can't be reached: {str(error) or type(error).__name__}") from error
