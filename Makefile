@@ -16,7 +16,7 @@ help:
 	@echo "make up      run everything on this machine until Ctrl-C; the data stays in .toban/"
 	@echo "make test    lint, types and every test (PYTEST_ARGS=…)"
 	@echo "make lint    lint and types"
-	@echo "make bench   how fast and how well speech is heard"
+	@echo "make bench   what the ledger costs, beside plain Celery"
 	@echo "make chaos   kill real processes for a long time; nothing may be lost"
 
 demo: .venv/.demo
@@ -34,7 +34,7 @@ lint: .venv/.dev
 	@$(BIN)/mypy --no-error-summary
 
 bench: .venv/.dev
-	@$(BIN)/python -m bench.speech
+	@$(BIN)/python -m bench.ledger
 
 chaos: .venv/.dev
 	@TOBAN_CHAOS=long $(BIN)/python -m pytest tests/chaos $(PYTEST_ARGS)

@@ -1,4 +1,4 @@
-"""What a process that runs items keeps: who it is, what it runs now, and the thread that tells the ledger so.
+"""What a process that runs items keeps: who it is, what it runs now, and the threads that keep the ledger informed.
 
 In a prefork pool each child has one; a worker with threads has one for all of them.
 """
@@ -17,7 +17,7 @@ import structlog
 from app.dispatch import Send, dispatch
 from app.errors import TobanError
 from app.services import Services
-from app.sources import Source, registry
+from app.sources import registry
 from app.work import Work
 from beat_schedule import timetable
 
@@ -44,7 +44,7 @@ class Reporter:
                 self.runs.add(run_id)
 
     def flush(self, services: Services) -> None:
-        """Bring `job_status` and the runs' counts up to date; trouble here never reaches the work."""
+        """Bring `job_status` and the runs' counts up to date; what can't be told now is kept for the next time."""
         with self._lock:
             jobs, runs = sorted(self.jobs), sorted(self.runs)
             self.jobs.clear()
@@ -89,20 +89,28 @@ class Runtime:
         self._killable = killable
         self._works: dict[int, Work] = {}
         self._lost: dict[int, float] = {}
+        self._overdue: set[str] = set()
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._feeding = threading.Lock()
+        self._hungry = threading.Event()
         self._process = psutil.Process()
-        self._thread = threading.Thread(target=self._live, name="toban-heartbeat", daemon=True)
+        # Leases depend on the first one, so whatever may have to wait for a broker or a bucket is left to the second.
+        self._threads = [
+            threading.Thread(target=self._live, name="toban-heartbeat", daemon=True),
+            threading.Thread(target=self._serve, name="toban-feeder", daemon=True),
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Leave in good order: the last reports go out, and the ledger forgets this process."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
+        self._hungry.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout=5)
         self.reporter.flush(self.services)
         try:
             self.services.database.call("toban_goodbye", worker=self.worker)
@@ -122,23 +130,15 @@ class Runtime:
                 self._works.pop(work.attempt.id, None)
                 self._lost.pop(work.attempt.id, None)
 
-    def cancel_all(self, reason: str) -> int:
-        """Ask all running work to stop at its next word of progress. Returns how many there are."""
+    def cancel_all(self, reason: str) -> None:
+        """Ask all running work to stop at its next word of progress."""
         with self._lock:
             for work in self._works.values():
                 work.cancel(reason)
-            return len(self._works)
 
-    def feed(self, source: Source) -> None:
-        """Claim and send more of `source`; one thread of the process at a time is enough."""
-        if self._stop.is_set() or not self._feeding.acquire(blocking=False):
-            return
-        try:
-            dispatch(self.services, source, self._send)
-        except TobanError as error:
-            log.warning("dispatch.failed", source=source.name, reason=str(error))
-        finally:
-            self._feeding.release()
+    def feed(self) -> None:
+        """Soon claim and send more for this process's queues."""
+        self._hungry.set()
 
     def beat(self) -> None:
         """One heartbeat, and what its answer asks for."""
@@ -158,13 +158,10 @@ class Runtime:
         self._mind_lost(pulse.lost)
         if pulse.reaped:
             log.warning("ledger.reaped", items=pulse.reaped)
-        for job in pulse.overdue:
-            # Beat is late or dead: whoever lives sends its ticks. begin_run() keeps a slot from running twice.
-            log.warning("beat.overdue", job=job)
-            self._tick(job)
-        if pulse.hungry:
-            for source in registry.of_queue(self.queues):
-                self.feed(source)
+        with self._lock:
+            self._overdue.update(pulse.overdue)
+        if pulse.hungry or pulse.overdue:
+            self._hungry.set()
 
     def _mind_lost(self, lost: Collection[int]) -> None:
         now = time.monotonic()
@@ -180,27 +177,49 @@ class Runtime:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _live(self) -> None:
-        beats = reports = 0.0
         interval = self.services.settings.ledger.heartbeat.total_seconds()
         introduced = False
-        while True:
-            now = time.monotonic()
-            try:
-                if now >= beats:
-                    beats = now + interval
-                    if not introduced:
-                        # The timetable comes first: what is dispatched belongs to a job's run, and a beat that never
-                        # came is missed only by those who know its jobs.
-                        self.services.database.call("toban_sync_jobs", jobs=[j.row() for j in timetable().values()])
-                        introduced = True
-                    self.beat()
-                if now >= reports:
-                    reports = now + REPORT_PAUSE
+        while not self._stop.is_set():
+            with _told("heartbeat.failed"):
+                if not introduced:
+                    # The timetable comes first: what is dispatched belongs to a job's run, and a beat that never came
+                    # is missed only by those who know its jobs.
+                    self.services.database.call("toban_sync_jobs", jobs=[job.row() for job in timetable().values()])
+                    introduced = True
+                self.beat()
+            self._stop.wait(interval)
+
+    def _serve(self) -> None:
+        reported = 0.0
+        while not self._stop.is_set():
+            if self._hungry.wait(REPORT_PAUSE) and not self._stop.is_set():
+                self._hungry.clear()
+                self._stand_in()
+                for source in registry.of_queue(self.queues):
+                    with _told("dispatch.failed"):
+                        dispatch(self.services, source, self._send)
+            if time.monotonic() - reported >= REPORT_PAUSE:
+                reported = time.monotonic()
+                with _told("report.failed"):
                     self.reporter.flush(self.services)
-            except TobanError as error:
-                log.warning("heartbeat.failed", reason=str(error))
-            except Exception:
-                # This thread keeps the leases: whatever goes wrong in it is told, and it goes on.
-                log.exception("heartbeat.failed")
-            if self._stop.wait(min(1.0, interval)):
-                return
+
+    def _stand_in(self) -> None:
+        """Beat is late or dead: whoever lives sends its ticks. `toban_begin_run` keeps a slot from running twice."""
+        with self._lock:
+            overdue = sorted(self._overdue)
+            self._overdue.clear()
+        for job in overdue:
+            log.warning("beat.overdue", job=job)
+            with _told("tick.failed"):
+                self._tick(job)
+
+
+@contextmanager
+def _told(event: str) -> Iterator[None]:
+    """Whatever goes wrong is told, and the thread goes on: leases and reports depend on it."""
+    try:
+        yield
+    except TobanError as error:
+        log.warning(event, reason=str(error))
+    except Exception:
+        log.exception(event)

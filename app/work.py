@@ -131,7 +131,7 @@ def attempt_item(
             return Outcome("lost", attempt.key, attempt.run_id, error)
     log.info("work.done", **facts, seconds=round(work.elapsed, 2), note=work.note)
     if answer.get("hungry"):
-        runtime.feed(source)
+        runtime.feed()
     return Outcome("completed", attempt.key, attempt.run_id)
 
 
