@@ -153,6 +153,7 @@ class Runtime:
             slots=self.slots,
             rss_bytes=self._process.memory_info().rss,
             stall=ledger.stall.total_seconds(),
+            jobs=list(timetable()),
             items=reports,
         )
         self._mind_lost(pulse.lost)

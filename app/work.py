@@ -2,7 +2,8 @@
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from uuid import uuid4
 
 import structlog
 
-from app.errors import LeaseLost, TobanError
+from app.errors import LeaseLost, OutOfMemory, Permanent, TobanError
 from app.ledger import Attempt
 from app.retry import Fail, Retry, Skip, Stop, decide
 
@@ -34,6 +35,7 @@ class Work:
     max_run: timedelta
     note: str | None = None
     _done: tuple[float, float] | None = None
+    _phase: tuple[str, float, float] | None = None
     _cancelled: str | None = None
     _started: float = field(default_factory=time.monotonic)
 
@@ -58,6 +60,15 @@ class Work:
             raise LeaseLost(self._cancelled)
         self._done = (done, total)
 
+    @contextmanager
+    def phase(self, name: str, limit: timedelta) -> Iterator[None]:
+        """A step that can't say how far it is: being in it counts as progress, for `limit` at most."""
+        self._phase = (name, time.monotonic(), limit.total_seconds())
+        try:
+            yield
+        finally:
+            self._phase = None
+
     def allow(self, max_run: timedelta) -> None:
         """Set how long this attempt may take in all, once the size of the work is known."""
         self.max_run = max_run
@@ -75,11 +86,17 @@ class Work:
         return time.monotonic() - self._started
 
     def report(self) -> dict[str, Any]:
-        done = {"done": self._done[0], "total": self._done[1]} if self._done else None
+        """What a heartbeat says of this work; a `progress` that does not change counts as standing still."""
+        progress: dict[str, Any] | None = None
+        if phase := self._phase:
+            name, since, limit = phase
+            progress = {"phase": name, "seconds": round(min(time.monotonic() - since, limit))}
+        elif done := self._done:
+            progress = {"done": done[0], "total": done[1]}
         return {
             "id": self.attempt.id,
             "attempt": self.attempt.attempt,
-            "progress": done,
+            "progress": progress,
             "max_run": self.max_run.total_seconds(),
         }
 
@@ -120,10 +137,12 @@ def attempt_item(
     with runtime.running(work):
         try:
             try:
-                result = source.run(work)
-                answer = ledger.settle("toban_finish", attempt, result=dict(result), error=work.note)
-            # A MemoryError that leaves a task takes the whole worker down (celery#10462), so nothing leaves.
+                result = dict(source.run(work))
             except Exception as error:  # noqa: BLE001 - every error has its decision in app/retry.py
+                return _end_badly(runtime, attempt, error, facts, now())
+            try:
+                answer = ledger.settle("toban_finish", attempt, result=result, error=work.note)
+            except Permanent as error:  # the result itself can't be stored
                 return _end_badly(runtime, attempt, error, facts, now())
         except TobanError as error:
             # The end could not be written: lost to another attempt, or the database stays away until the lease is over.
@@ -136,6 +155,8 @@ def attempt_item(
 
 
 def _end_badly(runtime: "Runtime", attempt: Attempt, error: Exception, facts: dict[str, Any], now: datetime) -> Outcome:
+    if isinstance(error, MemoryError):
+        error = OutOfMemory(f"not enough memory: {error or 'MemoryError'}")
     expected = isinstance(error, TobanError)
     kind = error.kind if isinstance(error, TobanError) else "bug"
     words = str(error) if expected else f"{type(error).__name__}: {error}"

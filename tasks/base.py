@@ -24,13 +24,17 @@ Summary = Mapping[str, Any]
 RUN_LEASE = 600
 
 
+class WorkFailed(Exception):
+    """What Celery sees of an error that is none of ours."""
+
+
 class WorkTask(Task[Any, Any]):
     """One item of a source, in one message: `(item id, key)`. The only place where an outcome becomes Celery's."""
 
     abstract = True
     source: Source
-    # An error of ours is an outcome, told in one line; anything else comes with its traceback.
-    throws = (TobanError,)
+    # An outcome, told by the ledger and the log; no traceback of Celery's.
+    throws = (TobanError, WorkFailed)
 
     def run(self, item: int, key: str) -> dict[str, Any]:
         outcome = attempt_item(current(), self.source, item, str(self.request.id))
@@ -41,8 +45,10 @@ class WorkTask(Task[Any, Any]):
             case "retry":
                 # Raised, not published: the ledger brings the item back when it is due.
                 raise Retry(str(outcome.error), exc=None, when=outcome.due)
-            case "failed" if outcome.error is not None:
-                raise outcome.error
+            case "failed":
+                # Not the error itself: Celery takes a raw MemoryError for its own (celery#10462), and the ledger and
+                # the log have the traceback.
+                raise outcome.error if isinstance(outcome.error, TobanError) else WorkFailed(repr(outcome.error))
         return {"key": key, "state": outcome.state}
 
 

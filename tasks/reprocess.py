@@ -12,4 +12,5 @@ from tasks.base import services
 def reprocess(**selection: Any) -> dict[str, int]:  # noqa: ANN401 - see app/reprocess.py
     """Ask for work again; the arguments are those of `app.reprocess.reprocess`."""
     own = services()
-    return reprocess_rows(own.database, own.settings.audio.zone, **selection)
+    held = {own.settings.whisper.model}
+    return reprocess_rows(own.database, own.settings.audio.zone, held=held, **selection)

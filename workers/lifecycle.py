@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -31,20 +32,30 @@ from workers import process
 log = structlog.get_logger("toban.worker")
 
 
-def _check_settings(**_: object) -> None:
+@celeryd_init.connect
+def _check_worker(conf: Any, options: Mapping[str, Any], **_: object) -> None:  # noqa: ANN401 - Celery's settings
+    """Refuse to start with settings that can't be used; only who hears recordings needs a source of them."""
+    asked = options.get("queues") or [queue.name for queue in conf.task_queues or ()]
+    process.worker.hears = "whisper" in (asked.split(",") if isinstance(asked, str) else asked)
+    _check(audio=process.worker.hears)
+
+
+@beat_init.connect
+def _check_beat(**_: object) -> None:
+    _check(audio=False)
+
+
+def _check(*, audio: bool) -> None:
     try:
-        load()
+        load(audio=audio)
     except SettingsError as error:
         raise SystemExit(str(error)) from None
 
 
-celeryd_init.connect(_check_settings, weak=False)
-beat_init.connect(_check_settings, weak=False)
-
-
 @celeryd_after_setup.connect
 def _remember(sender: str, instance: Any, **_: object) -> None:  # noqa: ANN401 - celery.apps.worker.Worker
-    process.worker.node = sender
+    # Two workers of one host may have one Celery name; what stops must take back its own work only.
+    process.worker.node = f"{sender}/{os.getpid()}"
     process.worker.queues = sorted(instance.app.amqp.queues.consume_from)
     pool = str(instance.pool_cls)
     process.worker.concurrency = 1 if "solo" in pool else instance.concurrency
@@ -70,7 +81,7 @@ def _worker_ready(**_: object) -> None:
 
 def with_database(function: str, **params: object) -> Any:  # noqa: ANN401 - see Database
     """One call over a connection of its own, closed at once: what a parent that forks may do."""
-    database: Database = open_database(load().database, shared=False)
+    database: Database = open_database(load(audio=False).database, shared=False)
     try:
         return database.call(function, **params)
     finally:
@@ -94,12 +105,13 @@ def _grace(sig: str, how: str, **_: object) -> None:
     """SIGTERM alone would wait without limit for running items; after the grace they are given back unharmed."""
     if how != "Warm":
         return
-    seconds = load().ledger.shutdown_grace.total_seconds()
+    # Nothing else in here: a signal handler may have interrupted somebody who holds the log's lock.
+    threading.Thread(target=_stop_after_grace, args=(sig,), name="toban-grace", daemon=True).start()
+
+
+def _stop_after_grace(sig: str) -> None:
+    seconds = load(audio=False).ledger.shutdown_grace.total_seconds()
     log.info("worker.stopping", signal=sig, grace=seconds)
-    threading.Thread(target=_stop_after, args=(seconds,), name="toban-grace", daemon=True).start()
-
-
-def _stop_after(seconds: float) -> None:
     time.sleep(seconds)
     log.warning("worker.grace_over", node=process.worker.node)
     if runtime := process.running():

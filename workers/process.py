@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Worker:
-    """What the parent knows before it forks: its name, queues, pool and size."""
+    """What the parent knows before it forks: its name, queues, pool and size, and whether it hears recordings."""
 
     node: str = "adhoc"
     queues: "Sequence[str]" = field(default_factory=list)
     concurrency: int = 1
     forks: bool = False
+    hears: bool = False
 
 
 worker = Worker()
@@ -41,7 +42,7 @@ def start(slots: int, *, heartbeat: bool = True) -> Runtime:
 
     threads = max(1, cores() // max(1, worker.concurrency))
     _runtime = Runtime(
-        build_services(load(), threads),
+        build_services(load(audio=worker.hears), threads),
         worker.node,
         worker.queues,
         slots,

@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Collection
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,8 +32,14 @@ class FolderStore:
                     to.unlink()
                 raise
 
-    def present(self, file_paths: Collection[str]) -> set[str]:
-        """See `AudioStore.present`; here the answer is fresh."""
+    def present(
+        self,
+        file_paths: Collection[str],
+        *,
+        listed_after: datetime | None = None,  # noqa: ARG002 - here the answer is always fresh
+        patience: float | None = None,  # noqa: ARG002 - and quick
+    ) -> set[str]:
+        """See `AudioStore.present`."""
         return {file_path for file_path in file_paths if self._there(file_path)}
 
     def _there(self, file_path: str) -> bool:

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Collection
 from contextlib import closing, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, TypeVar
@@ -22,11 +24,40 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 5.0  # seconds
 READ_TIMEOUT = 20.0  # seconds without a byte
-LISTING_AGE = 30.0  # seconds for which a listing is used again
+LISTING_AGE = timedelta(seconds=30)  # for which a listing is used again
 _PAGES = 20  # of 1,000 keys; a day of one device has 48
 
 _CHUNK = 64 * 1024
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """`keys`: None when there are too many to look through, or no time."""
+
+    begun: datetime
+    keys: frozenset[str] | None
+
+    def lacks(self, key: str) -> bool:
+        return self.keys is not None and key not in self.keys
+
+
+def client(settings: Audio) -> "S3Client":
+    """A client of the bucket's server, in a session of its own: the shared one is not thread-safe."""
+    secret = settings.aws_secret_access_key
+    return boto3.session.Session().client(
+        "s3",
+        region_name=settings.aws_region,
+        endpoint_url=settings.s3_endpoint_url,
+        aws_access_key_id=settings.aws_access_key_id,
+        aws_secret_access_key=secret.get_secret_value() if secret else None,
+        config=Config(
+            connect_timeout=CONNECT_TIMEOUT,
+            read_timeout=READ_TIMEOUT,
+            retries={"total_max_attempts": 3, "mode": "standard"},  # two quick ones; the ledger has the rest
+            s3={"addressing_style": "path" if settings.s3_endpoint_url else "auto"},
+        ),
+    )
 
 
 class S3Store:
@@ -38,7 +69,7 @@ class S3Store:
         self._deadline = settings.audio_fetch_timeout.total_seconds()
         self._made: S3Client | None = None
         self._lock = Lock()
-        self._listings: dict[str, tuple[float, frozenset[str] | None]] = {}
+        self._listings: dict[str, _Listing] = {}
 
     def fetch(self, file_path: str, to: Path) -> None:
         """See `AudioStore.fetch`."""
@@ -51,17 +82,22 @@ class S3Store:
                     to.unlink()
                 raise
 
-    def present(self, file_paths: Collection[str]) -> set[str]:
+    def present(
+        self, file_paths: Collection[str], *, listed_after: datetime | None = None, patience: float | None = None
+    ) -> set[str]:
         """See `AudioStore.present`; one listing for each device and day."""
         found = set()
+        until = time.monotonic() + (self._deadline if patience is None else patience)
         for file_path in file_paths:
             try:
                 check_key(file_path)
             except Permanent:
                 found.add(file_path)
                 continue
-            keys = self._listing(_prefix(file_path))
-            if keys is None or file_path in keys:
+            listing = self._listing(_prefix(file_path), until)
+            if listing.lacks(file_path) and listed_after and listing.begun < listed_after:
+                listing = self._listing(_prefix(file_path), until, listed_after)
+            if not listing.lacks(file_path):
                 found.add(file_path)
         return found
 
@@ -80,17 +116,20 @@ class S3Store:
                     return
                 write(chunk)
 
-    def _listing(self, prefix: str) -> frozenset[str] | None:
-        """The keys below `prefix`; None: there are too many to look through."""
-        now = time.monotonic()
+    def _listing(self, prefix: str, until: float, begun_after: datetime | None = None) -> _Listing:
+        """The keys below `prefix`: those known from a moment ago, or asked for now, as long as there is time."""
+        now = datetime.now(UTC)
         with self._lock:
-            self._listings = {p: entry for p, entry in self._listings.items() if entry[0] > now}
-            if prefix in self._listings:
-                return self._listings[prefix][1]
-        keys = self._bounded(prefix, "s3:ListBucket", lambda stop: self._list(prefix, stop))
+            self._listings = {p: old for p, old in self._listings.items() if now - old.begun < LISTING_AGE}
+            known = self._listings.get(prefix)
+        if known and (begun_after is None or known.begun >= begun_after):
+            return known
+        if (seconds := until - time.monotonic()) <= 0:
+            return _Listing(now, None)
+        listing = _Listing(now, self._bounded(prefix, "s3:ListBucket", lambda stop: self._list(prefix, stop), seconds))
         with self._lock:
-            self._listings[prefix] = (now + LISTING_AGE, keys)
-        return keys
+            self._listings[prefix] = listing
+        return listing
 
     def _list(self, prefix: str, stop: Event) -> frozenset[str] | None:
         keys: set[str] = set()
@@ -104,30 +143,14 @@ class S3Store:
     def _client(self) -> "S3Client":
         with self._lock:
             if self._made is None:
-                secret, endpoint = self._settings.aws_secret_access_key, self._settings.s3_endpoint_url
-                self._made = boto3.session.Session().client(  # a session of its own: the shared one is not thread-safe
-                    "s3",
-                    region_name=self._settings.aws_region,
-                    endpoint_url=endpoint,
-                    aws_access_key_id=self._settings.aws_access_key_id,
-                    aws_secret_access_key=secret.get_secret_value() if secret else None,
-                    config=Config(
-                        connect_timeout=CONNECT_TIMEOUT,
-                        read_timeout=READ_TIMEOUT,
-                        retries={
-                            "total_max_attempts": 3,
-                            "mode": "standard",
-                        },  # two quick ones; the ledger has the rest
-                        s3={"addressing_style": "path" if endpoint else "auto"},
-                    ),
-                )
+                self._made = client(self._settings)
             return self._made
 
-    def _bounded(self, key: str, permission: str, work: Callable[[Event], _T]) -> _T:
-        """`work`, within the total deadline, and with this project's errors."""
+    def _bounded(self, key: str, permission: str, work: Callable[[Event], _T], seconds: float | None = None) -> _T:
+        """`work`, within `seconds` (default: the total deadline), and with this project's errors."""
         what = f"s3://{self._bucket}/{key}"
         try:
-            return _within(self._deadline, what, work)
+            return _within(self._deadline if seconds is None else seconds, what, work)
         except (BotoCoreError, ClientError, HTTPError, ValueError) as error:
             raise translated(error, what, permission) from error
 
@@ -161,5 +184,5 @@ def _within(seconds: float, what: str, work: Callable[[Event], _T]) -> _T:
     if errors:
         raise errors[0]
     if not results:
-        raise Transient(f"reading {what} took longer than {seconds:g} s (AUDIO_FETCH_TIMEOUT)")
+        raise Transient(f"reading {what} took longer than {seconds:.3g} s (AUDIO_FETCH_TIMEOUT)")
     return results[0]

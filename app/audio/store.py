@@ -1,6 +1,7 @@
 """Where recordings are read from: a bucket, or a folder that stands in for one."""
 
 from collections.abc import Collection
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -18,10 +19,14 @@ class AudioStore(Protocol):
         not permitted or it has more than `AUDIO_MAX_BYTES`, `Transient` if the store fails or is too slow.
         """
 
-    def present(self, file_paths: Collection[str]) -> set[str]:
+    def present(
+        self, file_paths: Collection[str], *, listed_after: datetime | None = None, patience: float | None = None
+    ) -> set[str]:
         """Which of the recordings exist; the answer may be 30 s old.
 
-        A key that can't be looked up counts as present, so that `fetch` gets to say what is wrong with it.
+        `listed_after`: nothing counts as missing by a listing that was begun before this moment. `patience`: seconds
+        that the look-up may take in all. A key that can't be looked up, or not in time, counts as present, so that
+        `fetch` gets to say what is wrong with it.
         Raises `Permanent` if listing is not permitted, `Transient` if the store fails.
         """
 

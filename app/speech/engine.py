@@ -51,6 +51,12 @@ class Engine(Protocol):
     def model(self) -> str:
         """The model, as asked for in the settings."""
 
+    def prepare(self) -> None:
+        """Load the model, if it is not loaded yet.
+
+        Raises `NotReady` with the remedy, `OutOfMemory`.
+        """
+
     def transcribe(self, audio: Path, *, language: str | None, progress: Progress) -> Transcription:
         """The words of the file `audio`; `language`: ISO 639-1, None: detected.
 

@@ -43,6 +43,11 @@ class FasterWhisper:
         self._loaded: WhisperModel | None = None
         self._lock = Lock()
 
+    def prepare(self) -> None:
+        """See `Engine.prepare`."""
+        with _memory_errors(self.model):
+            self._load()
+
     def transcribe(self, audio: Path, *, language: str | None, progress: Progress) -> Transcription:
         """The words of the file `audio`; see `Engine.transcribe`."""
         with _memory_errors(self.model):

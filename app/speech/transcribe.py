@@ -8,17 +8,16 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
-from app.errors import NothingThere, Permanent
+from app.errors import NothingThere, NotReady, Permanent
 from app.ledger import Claimed
 from app.services import Services
 from app.work import Work
 
-BLOCK = timedelta(minutes=30)
 # The longest that transcribing may take, for each second of audio: a slow machine with a big model needs about 3.
 SLOWEST = 10
 LEAST = timedelta(minutes=10)
-# A row this young may have been inserted before its recording was uploaded.
-FRESH = timedelta(hours=2)
+# The first use of a model may have to download some gigabytes.
+LOADING = timedelta(minutes=20)
 
 
 def time_block(moment: datetime, zone: tzinfo) -> tuple[str, str]:
@@ -30,7 +29,8 @@ def time_block(moment: datetime, zone: tzinfo) -> tuple[str, str]:
 def transcribe(work: Work) -> dict[str, Any]:
     """The transcript of the row's recording, as `toban_store_transcription` takes it.
 
-    Raises `NothingThere` when the recording is missing, `Permanent` when it can't be used.
+    Raises `NothingThere` when the recording is missing, `Permanent` when it can't be used, `NotReady` when this worker
+    can't transcribe now.
     """
     services = work.services
     recorded_at = work.attempt.at
@@ -46,7 +46,10 @@ def transcribe(work: Work) -> dict[str, Any]:
     # A file without a name: nobody else can open it, and nothing of it is left behind when this process is killed.
     with tempfile.TemporaryFile(prefix="toban-audio-") as file:
         audio = Path(f"/proc/self/fd/{file.fileno()}")
-        _fetch(work, audio, recorded_at)
+        with work.phase("loading the model", LOADING):
+            services.engine.prepare()
+        with work.phase("fetching", services.settings.audio.audio_fetch_timeout):
+            _fetch(work, audio)
         started = time.monotonic()
         transcription = services.engine.transcribe(
             audio, language=services.settings.whisper.language, progress=progress
@@ -70,32 +73,38 @@ def transcribe(work: Work) -> dict[str, Any]:
 def missing(services: Services, items: Sequence[Claimed]) -> set[str]:
     """Task ids of the items whose recording is not there, by one listing for each device and day.
 
-    A fresh row is left to its task, which gives the upload some time.
+    A row may be inserted before its recording is uploaded: one that has not waited for `AUDIO_MISSING_GRACE` is left
+    to its task, and nothing is called missing by a listing from before that.
     """
-    old = {item.id: item.task_id for item in items if item.at and datetime.now(UTC) - item.at >= FRESH}
-    if not old:
+    grace = services.settings.audio.audio_missing_grace
+    waited = [item for item in items if item.opened_at + grace <= datetime.now(UTC)]
+    source = services.settings.audio
+    if not waited or not (source.audio_folder or source.s3_bucket_name):  # a dispatcher need not know the recordings
         return set()
+    old = {item.id: item.task_id for item in waited}
     rows = services.database.call("toban_rows", source="transcription", ids=list(old))
     paths = {row["id"]: row["row"]["file_path"] for row in rows if row["row"]["file_path"]}
-    present = services.audio.present(set(paths.values()))
+    present = services.audio.present(
+        set(paths.values()),
+        listed_after=max(item.opened_at for item in waited) + grace,
+        # The items are claimed: longer than this, and their lease would be over before they are sent.
+        patience=services.settings.ledger.queue_lease.total_seconds() / 3,
+    )
     return {old[item] for item, path in paths.items() if path not in present}
 
 
-def _fetch(work: Work, to: Path, recorded_at: datetime) -> None:
+def _fetch(work: Work, to: Path) -> None:
     path = work.row.get("file_path")
     if not path:
         raise Permanent("the row has no file_path")
     try:
         work.services.audio.fetch(path, to)
     except NothingThere as error:
-        now = datetime.now(UTC)
         final_at = work.attempt.opened_at + work.services.settings.audio.audio_missing_grace
-        if now - recorded_at < FRESH and now < final_at:
-            raise NothingThere(f"{error}; waiting for the upload", final_at=final_at) from error
-        raise
+        raise NothingThere(str(error), final_at=final_at) from error
 
 
 def _check_model(work: Work) -> None:
     asked, held = work.params.get("model"), work.services.settings.whisper.model
     if asked and asked != held:
-        raise Permanent(f"model {asked!r} is not held by this worker; it holds {held!r} (WHISPER_MODEL)")
+        raise NotReady(f"the model {asked!r} was asked for, but the worker holds {held!r} (WHISPER_MODEL)")

@@ -60,7 +60,9 @@ def check_ten(system: System) -> None:
     """All ten are completed, and each transcript is stored once, in its own block."""
     items = system.items()
     assert [item["state"] for item in items] == ["completed"] * 10
-    assert len(system.sql("select * from transcripts where text <> ''")) == 10
+    transcripts = system.sql("select * from transcripts where text <> ''")
+    assert len(transcripts) == 10
+    assert all(row["updated_at"] == row["created_at"] for row in transcripts), "each is stored once"
     assert len(system.sql("select * from vibe_whisper where transcription not like E'%%\\n%%'")) == 10
     assert {row["transcriptions_status"] for row in system.sql("select * from audio_files")} == {"completed"}
     assert all(item["lease_until"] is None for item in items)

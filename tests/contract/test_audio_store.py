@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +89,16 @@ def test_what_is_missing_is_nothing_there(case: Case, tmp_path: Path) -> None:
     with pytest.raises(NothingThere, match="13-00/missing"):
         case.store.fetch(f"{DAY}/13-00/missing.wav", tmp_path / "audio")
     assert not (tmp_path / "audio").exists()
+
+
+def test_an_upload_after_a_listing_is_not_missing(case: Case) -> None:
+    """A recorder that was offline sends one recording after another; none is called missing by an older listing."""
+    case.put(f"{DAY}/01-00/audio.wav", b"one")
+    assert case.store.present([f"{DAY}/01-00/audio.wav"]) == {f"{DAY}/01-00/audio.wav"}
+    case.put(f"{DAY}/01-30/audio.wav", b"two")
+    now = datetime.now(UTC)
+    assert case.store.present([f"{DAY}/01-30/audio.wav"], listed_after=now) == {f"{DAY}/01-30/audio.wav"}
+    assert case.store.present([f"{DAY}/02-00/audio.wav"], listed_after=now) == set()
 
 
 def test_too_large_is_refused(case: Case, tmp_path: Path) -> None:
@@ -181,8 +190,8 @@ def test_one_listing_for_each_device_and_day(bucket: Bucket, monkeypatch: pytest
     store.present(keys)
     assert len(seen) == 4  # remembered
     bucket.put("files/a/2025-07-17/05-00/audio.wav", b"x")
-    now = time.monotonic
-    monkeypatch.setattr("app.audio.s3.time.monotonic", lambda: now() + 31)
+    begun = datetime.now(UTC) - s3.LISTING_AGE  # half a minute later
+    store._listings = {prefix: replace(old, begun=begun) for prefix, old in store._listings.items()}
     assert store.present(keys) == {"files/a/2025-07-17/05-00/audio.wav"}
     assert len(seen) == 8
 
@@ -321,3 +330,11 @@ def test_what_the_way_there_means(error: Exception, kind: type[Exception], words
 def test_no_store_is_set() -> None:
     with pytest.raises(Permanent, match="S3_BUCKET_NAME"):
         build_store(Audio(s3_bucket_name=None, audio_folder=None))
+
+
+def test_what_can_not_be_looked_up_in_time_counts_as_present(stores: dict[str, AudioStore], faulty: FaultyS3) -> None:
+    """The dispatcher has claimed the items; they have to be sent before their lease is over."""
+    faulty.fault = "good"
+    assert stores["patient"].present(["files/d9/2025-07-18/12-00/audio.wav"], patience=0) == {
+        "files/d9/2025-07-18/12-00/audio.wav"
+    }

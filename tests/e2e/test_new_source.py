@@ -51,8 +51,8 @@ def test_every_way_to_end(new_system: NewSystem, pool: str) -> None:
     assert items[3]["last_traceback"] is None
     assert items[4]["last_error"] == "ZeroDivisionError: an unforeseen thing"
     assert "in run" in items[4]["last_traceback"]
-    assert (items[4]["tries"], items[5]["tries"], items[6]["tries"]) == (3, 3, 2)
-    assert items[5]["last_error"].startswith("MemoryError")
+    assert (items[4]["tries"], items[5]["tries"], items[6]["tries"]) == (3, 2, 2)
+    assert items[5]["last_error"].startswith("not enough memory")
     assert items[7]["last_error"] == "there is nothing to do"
     assert "NUL character" in items[8]["last_error"]
     assert "row.answer" in items[8]["last_error"]
@@ -60,6 +60,10 @@ def test_every_way_to_end(new_system: NewSystem, pool: str) -> None:
     assert result_of(system, items[0])["status"] == "SUCCESS"
     assert result_of(system, items[3])["status"] == "FAILURE"
     assert "Worker" not in result_of(system, items[5])["result"]["exc_type"], "no child died of a MemoryError"
+    # Celery takes a MemoryError for its own end; the worker must be there for the next row.
+    system.sql("insert into chores (id, owner, wish) values (10, 'me', 'more tea')")
+    system.wait_until(lambda states: states["completed"] == 5)
+    assert system.processes["toy"].child.poll() is None
 
 
 def test_reports_follow_the_ledger(new_system: NewSystem) -> None:
@@ -84,9 +88,12 @@ def test_reports_follow_the_ledger(new_system: NewSystem) -> None:
     system.sql("update chores set wish = 'water', state = 'pending' where id = 0")
     system.wait_until(lambda states: states["completed"] == 3)
     system.wait_until(lambda _: status()[0] == "success")
-    runs = system.sql("select * from runs where job = 'toy' order by slot")
-    assert sum(run["dispatched"] for run in runs) == 4
-    assert sum(run["finished"] for run in runs) >= 3
+
+    def counted() -> tuple[int, int, int]:
+        [sums] = system.sql("select sum(dispatched) as d, sum(finished) as f, sum(failed) as x from runs")
+        return int(sums["d"]), int(sums["f"]), int(sums["x"])
+
+    system.wait_until(lambda _: counted() == (4, 3, 1))
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
@@ -101,6 +108,22 @@ def test_a_stopping_worker_gives_its_work_back(new_system: NewSystem, pool: str)
     assert system.states() == {"pending": 2}
     assert [item["tries"] for item in system.items()] == [0, 0]
     assert system.sql("select * from workers where 'toy' = any (queues)") == []
+
+
+def test_stopping_one_worker_leaves_its_neighbour_alone(new_system: NewSystem) -> None:
+    """Two workers of one host that were given no names have the same Celery name."""
+    system = new_system(TOBAN_SOURCES="tests.support.toy", TOBAN_SHUTDOWN_GRACE="1")
+    system.sql(toy.TABLE)
+    system.start("default")
+    for name in ("toy", "neighbour"):
+        system.run(name, "-A", "app", "worker", "-Q", "toy", "-c", "1")
+    wish(system, "slow", "slow")
+    system.wait_until(lambda states: states["processing"] == 2)
+    system.processes["toy"].stop(30)
+    pids = {str(child.pid) for child in system.children("neighbour")}
+    running = [item for item in system.items() if item["state"] == "processing"]
+    assert [item["worker"].partition("#")[2] in pids for item in running] == [True]
+    assert running[0]["attempt"] == 1
 
 
 def test_work_without_progress_is_taken_over(new_system: NewSystem) -> None:

@@ -21,7 +21,13 @@ DEVICES = ("9f7d6e27-98c3-4c19-bdfb-f7fda58b9a93", "1c2b3a49-5d6e-4f70-8192-a3b4
 FIRST = datetime(2025, 7, 18, 0, 0, tzinfo=UTC)
 
 # Short leases, so that a test sees in seconds what takes a minute in production.
-QUICK = {"TOBAN_HEARTBEAT": "1", "TOBAN_LEASE": "6", "TOBAN_QUEUE_LEASE": "4", "TOBAN_SHUTDOWN_GRACE": "2"}
+QUICK = {
+    "TOBAN_HEARTBEAT": "1",
+    "TOBAN_LEASE": "6",
+    "TOBAN_QUEUE_LEASE": "4",
+    "TOBAN_SHUTDOWN_GRACE": "2",
+    "AUDIO_MISSING_GRACE": "1",
+}
 
 
 class System:
