@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 help:
 	@echo "make demo    watch real speech become transcripts (AUDIO=folder: your own recordings)"
 	@echo "make up      run everything on this machine until Ctrl-C; the data stays in .toban/"
-	@echo "make test    lint, types and every test (PYTEST_ARGS=…)"
+	@echo "make test    lint, types and tests; missing servers skip theirs (PYTEST_ARGS=…); .ci/run skips none"
 	@echo "make lint    lint and types"
 	@echo "make bench   what the ledger costs, beside plain Celery"
 	@echo "make chaos   kill real processes for a long time; nothing may be lost"

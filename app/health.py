@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from importlib.util import find_spec
 from typing import Any
 
 Status = Mapping[str, Any]
@@ -21,6 +22,12 @@ def slots(status: Status) -> dict[str, int]:
         queue: sum(worker["slots"] for worker in status["workers"] if queue in worker["queues"])
         for queue in sorted(expected_queues())
     }
+
+
+def worker_command(queue: str) -> str:
+    """What starts a worker of a queue; queues of sources from elsewhere have no profile in `workers`."""
+    start = f"-A workers.{queue} worker" if find_spec(f"workers.{queue}") else f"-A app worker -Q {queue}"
+    return f"celery {start} -n {queue}@%h"
 
 
 def overdue(status: Status) -> dict[str, float]:

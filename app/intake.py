@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
+from app.database import Database, open_database
 from app.database.core import from_sqlstate
 from app.errors import Permanent, Transient
 from app.recordings import Recording
@@ -31,10 +32,15 @@ def put_files(settings: Audio, recordings: Sequence[Recording]) -> None:
 
 
 def put_rows(settings: DatabaseSettings, zone: ZoneInfo, recordings: Sequence[Recording]) -> None:
-    """Insert the rows of `audio_files`; one that is there already waits again.
+    """Insert the rows of `audio_files`; one that is there already waits again, also when it runs now.
 
     Raises `Permanent` or `Transient`.
     """
+    database = open_database(settings, shared=False)
+    try:
+        ask_again(database, recordings)
+    finally:
+        database.close()
     rows: list[Row] = [
         {
             "device_id": recording.device_id,
@@ -50,6 +56,16 @@ def put_rows(settings: DatabaseSettings, zone: ZoneInfo, recordings: Sequence[Re
         _over_rest(settings, rows)
 
 
+def ask_again(database: Database, recordings: Sequence[Recording]) -> None:
+    """Have the recordings' rows that exist done again: their files are new, and nothing in the rows may tell.
+
+    What runs goes again after it ends, since it may have read the old file.
+    """
+    keys = sorted({key for recording in recordings for key in recording.item_keys})
+    # Before the rows are written: a new row may be running a moment later, and need not go twice.
+    database.call("toban_reprocess", source="transcription", keys=keys, priority=0)
+
+
 def _copy(folder: Path, file: Path, key: str) -> None:
     target = folder / key
     try:
@@ -62,26 +78,17 @@ def _copy(folder: Path, file: Path, key: str) -> None:
 
 
 def _upload(settings: Audio) -> Callable[[Path, str], None]:
-    import boto3
-    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
+    from app.audio.s3 import client
     from app.audio.s3_errors import translated
 
-    secret, bucket = settings.aws_secret_access_key, settings.s3_bucket_name or ""
-    client = boto3.session.Session().client(
-        "s3",
-        region_name=settings.aws_region,
-        endpoint_url=settings.s3_endpoint_url,
-        aws_access_key_id=settings.aws_access_key_id,
-        aws_secret_access_key=secret.get_secret_value() if secret else None,
-        config=Config(connect_timeout=5, s3={"addressing_style": "path" if settings.s3_endpoint_url else "auto"}),
-    )
+    bucket, server = settings.s3_bucket_name or "", client(settings)
 
     def put(file: Path, key: str) -> None:
         try:
             with file.open("rb") as body:
-                client.put_object(Bucket=bucket, Key=key, Body=body)
+                server.put_object(Bucket=bucket, Key=key, Body=body)
         except (BotoCoreError, ClientError) as error:
             raise translated(error, f"s3://{bucket}/{key}", "s3:PutObject") from error
         except OSError as error:

@@ -42,6 +42,12 @@ class Recording:
         suffix = self.file.suffix.lower() if self.file else ".wav"
         return f"files/{self.device_id}/{local:%Y-%m-%d/%H-%M}/audio{seconds}{suffix}"
 
+    @property
+    def item_keys(self) -> set[str]:
+        """The keys its item may have in the ledger: a database with a column of type uuid has its letters small."""
+        moment = f"{self.recorded_at.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}".rstrip("0").rstrip(".") + "Z"
+        return {f"{device}/{moment}" for device in (self.device_id, self.device_id.lower())}
+
 
 def time_of_name(path: Path, zone: ZoneInfo) -> datetime | None:
     """The moment that a file's name tells, or the names of its two folders; None if they tell none.

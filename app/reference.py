@@ -28,8 +28,10 @@ CODES = {
     "E007": "`AUDIO_FOLDER` does not exist.",
     "E008": "Only one of the two AWS keys is set.",
     "E009": "`TOBAN_LEASE` is shorter than three heartbeats.",
-    "E010": "`DATABASE_URL` is not a PostgreSQL address.",
+    "E010": "`DATABASE_URL` is not a PostgreSQL address, or may mean another than it seems to: its password holds a "
+    "character that has to be percent-encoded.",
     "E011": "`SUPABASE_URL` is not an http(s) address.",
+    "E012": "The address of the broker or of the result backend may mean another than it seems to (as above).",
 }
 INTRODUCTION = """# Configuration
 
@@ -38,7 +40,9 @@ Every setting comes from the environment, else from `.env` in the working folder
 value counts as not set. Times are seconds unless the name says otherwise.
 
 A worker, beat and `toban doctor` check everything at start and list every problem at once, each with its code and what
-to do. This page is written by `python -m app.reference`; a test keeps it equal to the program.
+to do. A source of recordings (`E006` to `E008`) is needed only by what reads them: whisper workers and `toban add`; the
+others need `DEVICE_TIMEZONE` alone, if it is not the default. This page is written by `python -m app.reference`; a test
+keeps it equal to the program.
 """
 
 

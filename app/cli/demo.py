@@ -33,6 +33,7 @@ def demo(audio: Path | None) -> None:
     data = Path(tempfile.mkdtemp(prefix="toban-demo-"))
     try:
         own = {name: value for name, value in own_values().items() if name not in PLACES}
+        own.setdefault("AUDIO_MISSING_GRACE", "1")  # no upload is under way
         own.setdefault("TOBAN_HEARTBEAT", "1")  # it carries the progress, which somebody is watching
         with Stack(data, own, say=lambda step: screen.print(f"{escape(step)} …")) as stack:
             for stand_in in stack.stand_ins:

@@ -6,13 +6,14 @@ import typer
 
 from app.database import open_database
 from app.reprocess import reprocess as ask
-from app.settings import Audio, Database, load_group
+from app.settings import read
 
 
 def reprocess(**selectors: Any) -> None:  # noqa: ANN401 - those of app.reprocess
-    database = open_database(load_group(Database), shared=False)
+    settings = read(audio=False)
+    database = open_database(settings.database, shared=False)
     try:
-        done = ask(database, load_group(Audio).zone, **selectors)
+        done = ask(database, settings.audio.zone, held={settings.whisper.model}, **selectors)
     finally:
         database.close()
     if not done["matched"]:

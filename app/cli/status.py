@@ -14,7 +14,7 @@ from rich.table import Table
 from app.cli.console import console
 from app.database import Database, open_database
 from app.errors import Transient
-from app.health import Status, duration, overdue, share, since, slots
+from app.health import Status, duration, overdue, share, since, slots, worker_command
 from app.settings import Database as DatabaseSettings
 from app.settings import load_group
 
@@ -69,7 +69,7 @@ def warnings(status: Status) -> Iterator[str]:
     """What a person should know about: queues that nobody serves, ticks that do not come."""
     for queue, count in slots(status).items():
         if not count:
-            yield f"No worker listens to {queue}: start one with `celery -A workers.{queue} worker`, or `toban up`"
+            yield f"No worker listens to {queue}: start one with `{worker_command(queue)}`, or `toban up`"
     for job, seconds in overdue(status).items():
         yield f"The job {job} has not run for {duration(seconds)}: is a beat or a worker alive?"
 

@@ -38,6 +38,8 @@ class PostgresDatabase:
             "keepalives_count": 3,
             "tcp_user_timeout": 30_000,  # ms
         }
+        if not pool_size:
+            self._options["connect_timeout"] = 3  # a parent whose children wait has no more time
         self._deadlines: dict[str, str] = {}
         self._pool = (
             ConnectionPool(

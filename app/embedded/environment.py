@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from app.settings import Settings, env_files, load
+from app.settings import Settings, env_files, read
 
 # Where rows, wake-ups and recordings are. The demo ignores the user's, so that it touches nothing but its own.
 PLACES = (
@@ -77,11 +77,7 @@ def settings_of(environment: Mapping[str, str]) -> Settings:
     Raises `SettingsError`.
     """
     with environ(environment):
-        load.cache_clear()
-        try:
-            return load()
-        finally:
-            load.cache_clear()
+        return read()
 
 
 @contextmanager

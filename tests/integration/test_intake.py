@@ -2,14 +2,17 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import LiteralString
 from zoneinfo import ZoneInfo
 
 import httpx
 import psycopg
 import pytest
+from psycopg import sql
 from pydantic import SecretStr
 from supabase import Client, ClientOptions
 
+from app.database.migrate import migrate
 from app.errors import NotReady, Permanent, Transient
 from app.intake import put_files, put_rows, upsert
 from app.recordings import Recording
@@ -43,9 +46,33 @@ def test_a_row_waits_and_waits_again_when_it_is_put_in_again(database_url: str, 
         assert connection.execute(row).fetchall() == [("d1", AT, KEY, "pending")]
 
 
+@pytest.mark.parametrize("kind", ["text", "uuid"])
+def test_what_runs_goes_again_when_its_file_is_new(
+    empty_database_url: str, tmp_path: Path, kind: LiteralString
+) -> None:
+    """The row stays pending with the same path, so nothing but the one who puts it in knows."""
+    settings = Database.model_validate({"database_url": SecretStr(empty_database_url)})
+    recording = Recording(tmp_path / "new.wav", "1C2B3A49-5D6E-4F70-8192-A3B4C5D6E7F8", AT)
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL(
+                """create table audio_files (
+                     device_id {}, recorded_at timestamptz, file_path text, transcriptions_status text,
+                     primary key (device_id, recorded_at))"""
+            ).format(sql.SQL(kind))
+        )
+        migrate(empty_database_url)
+        put_rows(settings, TOKYO, [recording])
+        item = "select state, revision, priority from work_items"
+        assert connection.execute(item).fetchall() == [("pending", 1, 0)]
+        connection.execute("update work_items set state = 'processing', tries = 1, lease_until = now() + '1 min'")
+        put_rows(settings, TOKYO, [recording])
+        assert connection.execute(item).fetchall() == [("processing", 2, 0)]
+
+
 def test_a_database_that_is_away_is_told_without_its_password(tmp_path: Path) -> None:
     settings = Database.model_validate({"database_url": SecretStr("postgresql://me:s3cret@127.0.0.1:9/x")})
-    with pytest.raises(Transient, match="can't be reached") as told:
+    with pytest.raises(Transient, match="Connection refused") as told:
         put_rows(settings, TOKYO, [a_recording(tmp_path)])
     assert "s3cret" not in str(told.value)
 

@@ -5,6 +5,7 @@ from typing import LiteralString
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from app.database import migrate as module
 from app.database.migrate import Migration, migrate, migrations, pending
@@ -91,6 +92,31 @@ def test_tables_and_rows_of_the_apps(empty_database_url: str, session: psycopg.C
     assert session.execute("select last_status from job_status").fetchone() == ("success",)
     links = session.execute("select count(*) from pg_constraint where conname = 'job_status_tool_id_fkey'").fetchone()
     assert links == (1,)
+
+
+@pytest.mark.parametrize(
+    "name", ["workers", "jobs", "runs", "run_results", "work_items", "transcripts", "toban_sources"]
+)
+def test_a_table_of_ours_that_is_somebody_elses(
+    empty_database_url: str, session: psycopg.Connection, name: str
+) -> None:
+    table = sql.Identifier(name)
+    session.execute(sql.SQL("create table {} (id int primary key, title text)").format(table))
+    with pytest.raises(Permanent, match=rf"app_tables\.sql failed and changed nothing: .*public\.{name} has no"):
+        migrate(empty_database_url)
+    assert pending(empty_database_url) == EVERYTHING
+    tables = session.execute("select relname, relrowsecurity from pg_class where relkind = 'r' and relname = %s"
+                             " or relname in ('audio_files', 'job_status')", [name]).fetchall()  # fmt: skip
+    assert tables == [(name, False)]
+    session.execute(sql.SQL("drop table {}").format(table))
+    assert migrate(empty_database_url) == EVERYTHING
+
+
+def test_an_apps_table_that_lacks_what_is_needed(empty_database_url: str, session: psycopg.Connection) -> None:
+    session.execute("create table audio_files (device_id text, recorded_at timestamptz, file_path text)")
+    with pytest.raises(Permanent, match=r"public\.audio_files has no transcriptions_status\. Rename"):
+        migrate(empty_database_url)
+    assert session.execute("select to_regclass('vibe_whisper')").fetchone() == (None,)
 
 
 def test_behind_a_transaction_pooler(

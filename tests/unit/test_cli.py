@@ -86,6 +86,23 @@ def test_a_database_that_is_away_is_one_message_without_the_password(
     assert "Traceback" not in error
 
 
+def test_a_password_that_makes_the_address_unclear_is_not_shown(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (("status",), ("migrate",), ("reprocess", "transcription", "--key", "k"), ("doctor",)):
+        assert run(*command, DATABASE_URL="postgresql://user:Pass@Word@127.0.0.1/x") == 1
+        shown = "".join(capsys.readouterr())
+        assert "E010" in shown
+        assert "Word" not in shown
+
+
+def test_reprocess_needs_no_recordings_and_knows_the_model(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("reprocess", "transcription", "--key", "k", "--model", "small")
+    assert run(*arguments, DATABASE_URL="postgresql://x@127.0.0.1:9/y", WHISPER_MODEL="base") == 1
+    assert "no worker holds the model 'small'; held: base" in capsys.readouterr().err
+    assert run(*arguments, DATABASE_URL="postgresql://x@127.0.0.1:9/y", WHISPER_MODEL="small") == 1
+    assert "E006" not in (error := capsys.readouterr().err)
+    assert "Connection refused" in error or "connection failed" in error
+
+
 def test_migrate_over_supabase_alone_says_what_to_do(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("migrate", SUPABASE_URL="https://x.supabase.co", SUPABASE_SERVICE_ROLE_KEY="sb_secret_x") == 1
     assert "supabase db push" in capsys.readouterr().err
@@ -200,7 +217,7 @@ def text_of(status: Mapping[str, Any]) -> str:
 
 def test_status_shows_what_a_person_asks() -> None:
     shown = text_of(a_status())
-    assert "No worker listens to whisper" in shown
+    assert "No worker listens to whisper: start one with `celery -A workers.whisper worker -n whisper@%h`" in shown
     assert "No worker listens to default" not in shown
     assert "The job transcription has not run for 30 min" in shown
     assert "d1/2025-07-18T04:00:00Z" in shown

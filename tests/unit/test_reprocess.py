@@ -86,6 +86,15 @@ def test_a_model_goes_along_and_only_failed_narrows() -> None:
     assert params["only_failed"] is True
 
 
+def test_a_model_that_no_worker_holds_is_refused_before_any_row_is_touched() -> None:
+    database = Asked()
+    with pytest.raises(Permanent, match=r"no worker holds the model 'small'; held: base, tiny"):
+        reprocess(database, TOKYO, source="transcription", device_id="d1", model="small", held={"tiny", "base"})
+    assert not database.calls
+    assert asked(device_id="d1", model="base", held=["base"])["params"] == {"model": "base"}
+    assert "held" not in asked(device_id="d1", held=["base"])
+
+
 def test_only_failed_alone_is_everything_that_has_failed() -> None:
     assert asked(only_failed=True) == {"source": "transcription", "only_failed": True}
 

@@ -9,11 +9,27 @@ import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app import reference, settings
-from app.settings import GROUPS, Settings, SettingsError, key_role, load, variable
+from app.settings import (
+    GROUPS,
+    Broker,
+    Database,
+    Settings,
+    SettingsError,
+    key_role,
+    load,
+    load_group,
+    loading,
+    read,
+    variable,
+)
+from app.settings.database import address_is_clear
 from tests.support.servers import ROOT
 
 GOOD = {"DATABASE_URL": "postgresql://me:hunter2@db/toban", "S3_BUCKET_NAME": "watchme-vault"}
@@ -27,9 +43,9 @@ def env(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
             monkeypatch.delenv(variable(group, field), raising=False)
     monkeypatch.delenv("REDIS_URL", raising=False)
     monkeypatch.setenv("TOBAN_ENV_FILE", os.devnull)
-    load.cache_clear()
+    loading._own.cache_clear()
     yield monkeypatch
-    load.cache_clear()
+    loading._own.cache_clear()
 
 
 def loaded(env: pytest.MonkeyPatch, **values: str) -> Settings:
@@ -106,6 +122,105 @@ def test_supabase_and_audio(env: pytest.MonkeyPatch, values: dict[str, str], cod
     assert code in problems(env, DATABASE_URL="", **{"SUPABASE_URL": "https://p.supabase.co", **values})
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"S3_BUCKET_NAME": ""},
+        {"S3_BUCKET_NAME": "", "AUDIO_FOLDER": "/nowhere/at/all"},
+        {"AWS_ACCESS_KEY_ID": "AKIA"},
+    ],
+)
+def test_who_reads_no_recordings_needs_no_source_of_them(env: pytest.MonkeyPatch, values: dict[str, str]) -> None:
+    for name, value in {**GOOD, **values, "DEVICE_TIMEZONE": "Europe/Berlin"}.items():
+        env.setenv(name, value)
+    assert load(audio=False).audio.device_timezone == "Europe/Berlin"
+    assert load(audio=False) is load(audio=False)
+    with pytest.raises(SettingsError, match="1 problem"):
+        load()
+    env.setenv("TOBAN_LEASE", "1")
+    with pytest.raises(SettingsError, match=r"(?s)1 problem.*E009"):
+        read(audio=False)
+    env.setenv("DEVICE_TIMEZONE", "Tokyo")
+    with pytest.raises(SettingsError, match="DEVICE_TIMEZONE"):
+        read(audio=False)
+
+
+def test_the_settings_are_read_once(env: pytest.MonkeyPatch) -> None:
+    first = loaded(env)
+    env.setenv("S3_BUCKET_NAME", "another")
+    assert load() is first
+    assert load(audio=False) is first
+    assert read().audio.s3_bucket_name == "another"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:Pass@Word@127.0.0.1:5432/x",
+        "postgresql://me:Pass/Word@127.0.0.1:5432/x",
+        "postgresql://me:12/34Word@127.0.0.1:5432/x",
+        "postgresql://me:Pass%Word@127.0.0.1/x",
+        "postgresql://me:Pass Word@127.0.0.1/x",
+        "postgresql://me:p@127.0.0.1:Word/x",
+        "postgresql://me:p@127.0.0.1:99999/x?application_name=Word",
+        "me:Word@127.0.0.1",
+    ],
+)
+def test_an_address_that_may_mean_another_is_refused_unseen(env: pytest.MonkeyPatch, url: str) -> None:
+    env.setenv("DATABASE_URL", url)
+    with pytest.raises(SettingsError, match="E010") as told:
+        load_group(Database)
+    assert "Word" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://postgres@/toban?host=/tmp/some/run",
+        "postgresql://postgres@/toban?host=%2Ftmp%2Fsome",
+        "postgres://me:Pass%40W%2Frd@db.example.com:6543/postgres?sslmode=require",
+        "postgresql://me:p@h1:5432,h2:5433/x",
+        "postgresql://me@[::1]:5432/x",
+        "postgresql:///x",
+    ],
+)
+def test_a_clear_address_is_taken(env: pytest.MonkeyPatch, url: str) -> None:
+    env.setenv("DATABASE_URL", url)
+    assert load_group(Database).database_url
+
+
+@given(st.text(st.characters(min_codepoint=32, blacklist_categories=["Cs"]), min_size=1))
+def test_no_password_changes_what_the_address_means(password: str) -> None:
+    from psycopg.conninfo import conninfo_to_dict
+
+    url = f"postgresql://me:{password}@127.0.0.1:5432/x"
+    if address_is_clear(url):
+        parts = conninfo_to_dict(url)
+        assert (parts["host"], parts["port"], parts["dbname"]) == ("127.0.0.1", "5432", "x")
+        assert parts["password"] == unquote(password)
+
+
+@pytest.mark.parametrize(
+    ("values", "code"),
+    [
+        ({"CELERY_BROKER_URL": "redis://:pa/Word@h:6379/0"}, "E012"),
+        ({"CELERY_BROKER_URL": "redis://:pa#Word@h:6379/0"}, "E012"),
+        ({"CELERY_BROKER_URL": "redis://:12#Word@h:6379/0"}, "E012"),
+        ({"CELERY_BROKER_URL": "amqp://u:a;Word@h//"}, "E012"),
+        ({"CELERY_RESULT_BACKEND": "redis://:pa/Word@h:6379/0"}, "E012"),
+        ({"CELERY_BROKER_URL": "u:Word@h"}, "E005"),
+    ],
+)
+def test_a_brokers_address_too(env: pytest.MonkeyPatch, values: dict[str, str], code: str) -> None:
+    with pytest.raises(SettingsError, match=code) as told:
+        loaded(env, **values)
+    assert "Word" not in str(told.value)
+    for url in ("sentinel://:p@h1:1;sentinel://h2:2", "amqp://u:p@h//", "redis+socket:///tmp/a@b", "redis://:p%2F@h"):
+        env.setenv("CELERY_BROKER_URL", url)
+        env.delenv("CELERY_RESULT_BACKEND", raising=False)
+        assert load_group(Broker).url.get_secret_value() == url
+
+
 def test_the_role_of_a_key() -> None:
     assert key_role(jwt_of("anon")) == "anon"
     assert key_role(jwt_of("service_role")) == "service_role"
@@ -127,9 +242,8 @@ def test_secrets_are_never_shown(env: pytest.MonkeyPatch) -> None:
         assert "s3cr3t" not in shown
     env.setenv("TOBAN_LEASE", "1")
     env.setenv("DATABASE_URL", "mysql://me:s3cr3t-db@h/x")
-    load.cache_clear()
     with pytest.raises(SettingsError) as caught:
-        load()
+        read()
     assert "s3cr3t" not in str(caught.value)
 
 
@@ -149,7 +263,7 @@ def test_the_reference_is_up_to_date(path: str) -> None:
 
 
 def test_every_problem_code_is_explained() -> None:
-    source = Path(settings.__file__).read_text(encoding="utf-8")
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(settings.__file__).parent.glob("*.py"))
     assert set(re.findall(r'"(E\d{3})"', source)) == reference.CODES.keys()
 
 

@@ -1,0 +1,248 @@
+"""The other groups of settings, and all of them together. A field's description is its documentation."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+from pydantic import AliasChoices, BaseModel, Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from app.settings.database import Database
+from app.settings.group import Group, Seconds, Zone, scheme
+from app.settings.problems import Problem
+
+# Problems with the source of recordings, which only a process that reads them has.
+SOURCE_OF_RECORDINGS = frozenset({"E006", "E007", "E008"})
+BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "amqp", "amqps", "sentinel", "memory")
+
+
+class Broker(Group):
+    """The broker that carries wake-ups, and where task results are kept for a while."""
+
+    url: SecretStr = Field(
+        SecretStr("redis://localhost:6379/0"),
+        validation_alias=AliasChoices("CELERY_BROKER_URL", "REDIS_URL", "url"),
+        description="Redis, Valkey or RabbitMQ; REDIS_URL is read too",
+    )
+    celery_result_backend: SecretStr | None = Field(
+        None,
+        description="default: the broker, when it is a Redis, else none",
+    )
+    toban_result_expires: Seconds = Field(
+        timedelta(hours=1),
+        description="seconds for which a task's result is kept; the ledger keeps the outcome itself",
+    )
+
+    def backend_url(self) -> str | None:
+        if self.celery_result_backend:
+            return self.celery_result_backend.get_secret_value()
+        broker = self.url.get_secret_value()
+        return broker if broker.startswith("redis") else None
+
+    def problems(self) -> Iterator[Problem]:
+        for name, secret in (("CELERY_BROKER_URL", self.url), ("CELERY_RESULT_BACKEND", self.celery_result_backend)):
+            url = secret.get_secret_value() if secret else ""
+            known = scheme(url) in BROKER_SCHEMES
+            if name == "CELERY_BROKER_URL" and not known:
+                yield Problem(
+                    "E005",
+                    name,
+                    f"unknown scheme {scheme(url)!r}",
+                    "write it as redis://:password@host:6379/0 (or rediss://, amqp://)",
+                )
+            elif known and not _is_clear(url):
+                yield Problem(
+                    "E012",
+                    name,
+                    "can't be read as an address without doubt",
+                    "write the password's special characters as %40 for @, %2F for /, %3A for :, %23 for #, %3F for ?, "
+                    "%3B for ; and %25 for %",
+                )
+
+
+def _is_clear(url: str) -> bool:
+    """Whether a broker's URL means what it seems to mean; see `app.settings.database.address_is_clear`."""
+    if scheme(url) == "redis+socket":
+        return True  # a path, which may hold anything
+    for one in url.split(";"):
+        try:
+            parts = urlsplit(one)
+            _ = parts.port
+        except ValueError:
+            return False
+        if "@" in parts.path + parts.query + parts.fragment:
+            return False
+    return True
+
+
+class Audio(Group):
+    """Where recordings are read from, and what is refused."""
+
+    audio_folder: Path | None = Field(
+        None,
+        description="read recordings from this folder instead of S3",
+    )
+    s3_bucket_name: str | None = Field(None, description="the S3 bucket of the recordings")
+    s3_endpoint_url: str | None = Field(
+        None,
+        description="another S3-compatible server",
+    )
+    aws_access_key_id: str | None = Field(
+        None,
+        description="default: the machine's own role or profile",
+    )
+    aws_secret_access_key: SecretStr | None = Field(
+        None,
+        description="goes with AWS_ACCESS_KEY_ID",
+    )
+    aws_region: str = Field("ap-northeast-1", description="the bucket's region")
+    device_timezone: Zone = Field(
+        "Asia/Tokyo",
+        description="the zone in which `date` and `time_block` are meant",
+    )
+    audio_max_bytes: int = Field(
+        2 * 1024**3,
+        gt=0,
+        description="a larger recording is refused, bytes",
+    )
+    audio_max_seconds: Seconds = Field(
+        timedelta(hours=6),
+        description="a longer recording is refused, seconds",
+    )
+    audio_fetch_timeout: Seconds = Field(
+        timedelta(minutes=10),
+        description="total time that reading one recording may take, seconds",
+    )
+    audio_missing_grace: Seconds = Field(
+        timedelta(minutes=2),
+        description="how long a fresh row may wait for its recording to arrive, seconds",
+    )
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.device_timezone)
+
+    def problems(self) -> Iterator[Problem]:
+        if self.audio_folder is None and self.s3_bucket_name is None:
+            yield Problem(
+                "E006",
+                "S3_BUCKET_NAME",
+                "no source of recordings is set",
+                "set S3_BUCKET_NAME (with AWS_…), or AUDIO_FOLDER for files on this machine",
+            )
+        if self.audio_folder is not None and not self.audio_folder.is_dir():
+            yield Problem(
+                "E007", "AUDIO_FOLDER", f"{self.audio_folder} is not a folder", "create it, or correct the path"
+            )
+        if (self.aws_access_key_id is None) != (self.aws_secret_access_key is None):
+            yield Problem(
+                "E008",
+                "AWS_SECRET_ACCESS_KEY" if self.aws_access_key_id else "AWS_ACCESS_KEY_ID",
+                "is missing beside its twin",
+                "set both, or neither to use the machine's own role",
+            )
+
+
+class Whisper(Group):
+    """The speech engine of the whisper queue."""
+
+    model_config = SettingsConfigDict(env_prefix="WHISPER_")
+
+    engine: Literal["faster-whisper"] = Field("faster-whisper", description="the speech engine")
+    model: str = Field(
+        "base",
+        min_length=1,
+        description="a model's name (tiny, base, small, medium, large-v3 …) or a folder that holds one",
+    )
+    language: str | None = Field(
+        None,
+        description="ISO 639-1 code such as ja; default: detected for each recording",
+    )
+    compute_type: str = Field(
+        "int8",
+        description="CTranslate2 compute type: int8, int8_float32, float32 …",
+    )
+    threads: int = Field(
+        0,
+        ge=0,
+        description="threads of one child; 0: the cores shared out among the children",
+    )
+    children: int = Field(0, ge=0, description="processes of the worker, one recording each; 0: one for each core")
+    beam_size: int = Field(
+        1,
+        ge=1,
+        le=20,
+        description="beams of the decoder; 1 is greedy",
+    )
+
+
+class Ledger(Group):
+    """How long things may take before somebody else takes over, and how long they are kept."""
+
+    model_config = SettingsConfigDict(env_prefix="TOBAN_")
+
+    lease: Seconds = Field(timedelta(seconds=60), description="a running item without news is taken back after this")
+    queue_lease: Seconds = Field(
+        timedelta(seconds=30),
+        description="a queued item is queued again after this, if a worker of its queue stands idle",
+    )
+    heartbeat: Seconds = Field(timedelta(seconds=15), description="how often a worker reports")
+    stall: Seconds = Field(timedelta(minutes=5), description="a running item without progress is given up after this")
+    max_attempts: int = Field(5, ge=1, le=100, description="starts of one item before it is set aside as failed")
+    shutdown_grace: Seconds = Field(
+        timedelta(seconds=25), description="how long a stopping worker lets its running items finish"
+    )
+    sources: str = Field("", description="more modules that define sources, separated by commas")
+    keep_items_days: int = Field(90, ge=1, description="finished items are forgotten after this, days")
+    keep_runs_days: int = Field(30, ge=1, description="runs of jobs are forgotten after this, days")
+
+    def extra_sources(self) -> list[str]:
+        return [name.strip() for name in self.sources.split(",") if name.strip()]
+
+    def problems(self) -> Iterator[Problem]:
+        if self.lease < 3 * self.heartbeat:
+            yield Problem(
+                "E009",
+                "TOBAN_LEASE",
+                f"{self.lease.total_seconds():g} s is less than three heartbeats "
+                f"({self.heartbeat.total_seconds():g} s each), so one late heartbeat would lose work",
+                "raise TOBAN_LEASE or lower TOBAN_HEARTBEAT",
+            )
+
+
+class Log(Group):
+    """What is logged."""
+
+    model_config = SettingsConfigDict(env_prefix="LOG_")
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO",
+        description="DEBUG, INFO, WARNING or ERROR",
+    )
+    format: Literal["text", "json"] = Field("text", description="text, or one JSON object a line")
+
+
+class Settings(BaseModel):
+    """All groups together."""
+
+    model_config = {"frozen": True}
+
+    database: Database
+    broker: Broker
+    audio: Audio
+    whisper: Whisper
+    ledger: Ledger
+    log: Log
+
+
+GROUPS: dict[str, type[Group]] = {
+    "database": Database,
+    "broker": Broker,
+    "audio": Audio,
+    "whisper": Whisper,
+    "ledger": Ledger,
+    "log": Log,
+}

@@ -1,0 +1,14 @@
+"""What the docs list is what there is."""
+
+import re
+
+from tests.support.servers import ROOT
+
+
+def test_every_log_event_is_listed() -> None:
+    files = [path for folder in ("app", "tasks", "workers") for path in (ROOT / folder).rglob("*.py")]
+    source = "".join(path.read_text(encoding="utf-8") for path in files)
+    events = re.findall(r'(?:\blog\.\w+|_told)\(\s*"([a-z_]+\.[a-z_]+)"', source)
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    assert events
+    assert set(events) <= set(re.findall(r"`([a-z_]+\.[a-z_]+)`", page))

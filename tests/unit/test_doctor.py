@@ -1,0 +1,55 @@
+"""What `toban doctor` finds, and that the docs have a row for each of its codes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from app import doctor
+from app.audio import store
+from app.doctor import speech
+from app.errors import Permanent, Transient
+from app.settings import Audio, Whisper
+from tests.support.servers import ROOT
+
+
+def test_every_code_has_its_row_in_the_docs() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(doctor.__file__).parent.glob("*.py"))
+    page = (ROOT / "docs/doctor.md").read_text(encoding="utf-8")
+    assert set(re.findall(r'"(D\d{3})"', source)) == set(re.findall(r"^\| `(D\d{3})` \|", page, re.MULTILINE))
+
+
+def test_a_model_is_not_downloaded_unasked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[bool] = []
+
+    def download(name: str, *, local_files_only: bool) -> str:
+        asked.append(local_files_only)
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr("faster_whisper.utils.download_model", download)
+    (finding,) = speech.words(Whisper(model="medium"), 60, None)
+    assert (finding.level, finding.code, asked) == ("WARN", "D601", [True])
+    assert "--speech" in finding.remedy
+
+
+def test_a_model_that_cannot_be_loaded_has_a_remedy() -> None:
+    for model in ("/nowhere", "no-such-model"):
+        (finding,) = speech.words(Whisper(model=model), 60, None)
+        assert (finding.level, finding.code) == ("FAIL", "D601")
+        assert "WHISPER_MODEL" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"), [(Transient("away"), "S3_ENDPOINT_URL"), (Permanent("forbidden"), "s3:ListBucket")]
+)
+def test_recordings_that_cannot_be_reached_have_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, remedy: str
+) -> None:
+    class Broken:
+        def present(self, _: set[str]) -> set[str]:
+            raise error
+
+    monkeypatch.setattr(store, "build_store", lambda _: Broken())
+    (finding,) = speech.recordings(Audio(s3_bucket_name="vault"))
+    assert (finding.level, finding.code) == ("FAIL", "D501")
+    assert remedy in finding.remedy
