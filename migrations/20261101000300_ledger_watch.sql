@@ -1,11 +1,5 @@
 -- toban_watch(): one line that makes a table's waiting rows into work items, and keeps both in step.
 
--- A moment as text, in UTC, without trailing zeros: 2025-07-18T03:00:00Z.
-create or replace function public.toban_time_key(moment timestamptz) returns text
-language sql immutable strict set search_path = '' as $$
-  select rtrim(rtrim(to_char(moment at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'), '0'), '.') || 'Z'
-$$;
-
 -- What an insert into work_items does when the item exists: the row became pending (again).
 create or replace function public.toban_reopen_sql() returns text
 language sql immutable set search_path = '' as $$
@@ -23,8 +17,9 @@ language sql immutable set search_path = '' as $$
       -- What was asked for the finished round does not bind the next one.
       params = case when w.state in ('pending', 'queued', 'processing') then w.params else '{}' end,
       priority = case when w.state in ('pending', 'queued', 'processing') then w.priority else 0 end,
-      marked = true,
-      finished_at = null, last_error = null, last_error_kind = null, last_traceback = null
+      -- An incident stays one, with its reason, until the item is resolved.
+      last_error = case when w.incident_since is not null then w.last_error end,
+      marked = true, finished_at = null, last_error_kind = null, last_traceback = null
   $sql$
 $$;
 
@@ -35,6 +30,54 @@ language sql immutable set search_path = '' as $$
     select distinct on (2) %L, %s, %s, %s, %s, least(coalesce(%s, now()), now())
     from %s r where %s order by 2 %s$sql$,
     s.source, s.key_sql, s.ref_sql, s.partition_sql, s.at_sql, s.at_sql, rows_sql, s.due_sql, public.toban_reopen_sql())
+$$;
+
+-- The rows that wait although no item says so, as toban_open_sql() takes them.
+create or replace function public.toban_missed_sql(s public.toban_sources) returns text
+language sql immutable set search_path = '' as $$
+  select format(
+    $q$(select r.* from %s r where %s and not exists (
+          select from public.work_items i where i.source = %L and i.key = %s
+          and (i.state in ('pending', 'queued', 'processing') or not i.marked)))$q$,
+    s.watched, s.due_sql, s.source, s.key_sql)
+$$;
+
+-- Expressions over a row r for an item's key and its ref, and the condition that finds the row by the ref $1.
+create or replace function public.toban_key_sql(
+  p_table regclass, p_key text[], out key_sql text, out ref_sql text, out where_sql text)
+language plpgsql stable set search_path = '' as $$
+declare
+  v_column text;
+  v_type text;
+  v_text text;
+  v_keys text[] := '{}';
+  v_refs text[] := '{}';
+  v_wheres text[] := '{}';
+begin
+  foreach v_column in array p_key loop
+    select pg_catalog.format_type(atttypid, atttypmod) into v_type
+      from pg_catalog.pg_attribute where attrelid = p_table and attname = v_column;
+    v_text := format('r.%I', v_column);
+    if v_type like 'timestamp%with time zone' then
+      -- In UTC, without trailing zeros: 2025-07-18T03:00:00Z. (A function for it, with a search_path of its own, would
+      -- take three times as long.)
+      v_text := format(
+        $f$(rtrim(rtrim(to_char(r.%I at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'), '0'), '.') || 'Z')$f$, v_column);
+      v_keys := v_keys || v_text;
+    elsif v_type = 'date' then
+      -- As text it would follow the session's DateStyle.
+      v_keys := v_keys || format($f$to_char(r.%I, 'YYYY-MM-DD')$f$, v_column);
+    else
+      -- A slash inside a value would make two keys look alike.
+      v_keys := v_keys || format($f$replace(replace(r.%I::text, '%%', '%%25'), '/', '%%2F')$f$, v_column);
+    end if;
+    v_refs := v_refs || format('%L, %s', v_column, v_text);
+    v_wheres := v_wheres || format('r.%I = ($1->>%L)::%s', v_column, v_column, v_type);
+  end loop;
+  key_sql := array_to_string(v_keys, $f$ || '/' || $f$);
+  ref_sql := format('jsonb_build_object(%s)', array_to_string(v_refs, ', '));
+  where_sql := array_to_string(v_wheres, ' and ');
+end
 $$;
 
 -- Watch a table. Existing rows that wait get their items; calling it again changes the settings.
@@ -61,11 +104,6 @@ declare
   s public.toban_sources;
   v_columns text[];
   v_column text;
-  v_type text;
-  v_time text;
-  v_keys text[] := '{}';
-  v_refs text[] := '{}';
-  v_wheres text[] := '{}';
   v_inputs text;
   v_roles text := (select string_agg(', ' || quote_ident(rolname), '') from pg_catalog.pg_roles
                    where rolname in ('anon', 'authenticated'));
@@ -80,29 +118,12 @@ begin
   end if;
   select array_agg(attname::text) into v_columns
     from pg_catalog.pg_attribute where attrelid = v_table and attnum > 0 and not attisdropped;
-  foreach v_column in array p_key || array_remove(array[p_status, p_partition, p_time, p_date, p_block], null) || p_inputs loop
+  foreach v_column in array
+    p_key || array_remove(array[p_status, p_partition, p_time, p_date, p_block], null) || p_inputs
+  loop
     if v_column <> all (v_columns) then
       raise exception 'toban_watch: % has no column %', p_table, v_column;
     end if;
-  end loop;
-  foreach v_column in array p_key loop
-    select pg_catalog.format_type(atttypid, atttypmod) into v_type
-      from pg_catalog.pg_attribute where attrelid = v_table and attname = v_column;
-    if v_type like 'timestamp%with time zone' then
-      -- toban_time_key(), written out: a call with a search_path of its own takes three times as long.
-      v_time := format($f$(rtrim(rtrim(to_char(r.%I at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'), '0'), '.') || 'Z')$f$,
-                       v_column);
-      v_keys := v_keys || v_time;
-    elsif v_type = 'date' then
-      -- As text it would follow the session's DateStyle.
-      v_keys := v_keys || format($f$to_char(r.%I, 'YYYY-MM-DD')$f$, v_column);
-    else
-      -- A slash inside a value would make two keys look alike.
-      v_keys := v_keys || format($f$replace(replace(r.%I::text, '%%', '%%25'), '/', '%%2F')$f$, v_column);
-    end if;
-    v_refs := v_refs || format('%L, %s', v_column, case when v_type like 'timestamp%with time zone'
-      then v_time else format('r.%I', v_column) end);
-    v_wheres := v_wheres || format('r.%I = ($1->>%L)::%s', v_column, v_column, v_type);
   end loop;
 
   s.source := p_source;
@@ -113,12 +134,10 @@ begin
   s.time_column := p_time;
   s.date_column := p_date;
   s.block_column := p_block;
-  s.key_sql := array_to_string(v_keys, $f$ || '/' || $f$);
-  s.ref_sql := format('jsonb_build_object(%s)', array_to_string(v_refs, ', '));
+  select * into s.key_sql, s.ref_sql, s.where_sql from public.toban_key_sql(v_table, p_key);
   s.partition_sql := format($f$coalesce(r.%I::text, '')$f$, coalesce(p_partition, p_key[1]));
   s.at_sql := case when p_time is null then 'null::timestamptz' else format('r.%I', p_time) end;
   s.due_sql := format('(r.%I::text = %L%s)', p_status, p_pending, coalesce(' and (' || p_due || ')', ''));
-  s.where_sql := array_to_string(v_wheres, ' and ');
   s.pending_value := p_pending;
   s.completed_value := p_completed;
   s.failed_value := p_failed;
@@ -131,9 +150,11 @@ begin
     (select format('row(%s)', string_agg(format('r.%I', i), ', ')) from unnest(p_inputs) i) end;
 
   -- Trouble in here must never fail the app's own statement: it is reported as a warning, and reconcile mends the rest.
+  -- Nor may the app wait until its own time is up, which `others` does not catch: an item that somebody holds for so
+  -- long is trouble too.
   execute format($f$
     create or replace function public.toban_on_%1$s() returns trigger
-    language plpgsql security definer set search_path = '' as $body$
+    language plpgsql security definer set search_path = '' set lock_timeout = '300ms' as $body$
     begin
       if tg_op = 'INSERT' then
         %2$s;
@@ -176,65 +197,9 @@ begin
         else 'old table as old_rows new table as new_rows' end, p_source);
   end loop;
 
-  perform public.toban_reconcile_source(p_source);
+  execute public.toban_open_sql(s, public.toban_missed_sql(s));
+  perform public.toban_mend(p_source, public.toban_find_stale(p_source, null));
   select count(*) into v_opened from public.work_items where source = p_source and state = 'pending';
   return v_opened;
-end
-$$;
-
--- Close the items of rows that somebody else finished (p_status: the row's value now) or deleted (null).
-create or replace function public.toban_close(p_source text, p_keys text[], p_status text) returns integer
-language plpgsql set search_path = '' as $$
-declare
-  s public.toban_sources;
-  v_state text;
-  v_note text;
-  v_closed integer;
-begin
-  select * into s from public.toban_sources where source = p_source;
-  v_state := case p_status when s.completed_value then 'completed' when s.failed_value then 'failed' else 'skipped' end;
-  v_note := case when p_status is null then 'the row is gone' else format('the row was set to %L elsewhere', p_status) end;
-  with mine as (
-    select w.id from public.work_items w
-    where w.source = p_source and w.key = any (p_keys)
-      -- What we settle ourselves already has its new state when the row is marked.
-      and w.state <> v_state and w.state in ('pending', 'queued', 'processing', 'failed')
-    order by w.key for update
-  )
-  update public.work_items w set
-    state = v_state, finished_at = now(), lease_until = null, marked = true,
-    last_error = v_note, last_error_kind = 'elsewhere', last_traceback = null
-  from mine where w.id = mine.id;
-  get diagnostics v_closed = row_count;
-  return v_closed;
-end
-$$;
-
--- Mend what the triggers missed: TRUNCATE, disabled triggers, a restored backup.
-create or replace function public.toban_reconcile_source(p_source text) returns jsonb
-language plpgsql set search_path = '' as $$
-declare
-  s public.toban_sources;
-  v_opened bigint;
-  v_closed bigint;
-begin
-  select * into strict s from public.toban_sources where source = p_source;
-  execute public.toban_open_sql(s, format(
-    $q$(select r.* from %s r where %s and not exists (
-          select from public.work_items i where i.source = %L and i.key = %s
-          and (i.state in ('pending', 'queued', 'processing') or not i.marked)))$q$,
-    s.watched, s.due_sql, s.source, s.key_sql));
-  get diagnostics v_opened = row_count;
-  execute format(
-    $q$select coalesce(sum(public.toban_close(%L, gone.keys, gone.status)), 0) from (
-         select array_agg(i.key) as keys, r.%I::text as status from public.work_items i
-         left join %s r on %s
-         where i.source = %L and %s is not true
-           and (i.state in ('pending', 'queued')
-                or i.state = 'failed' and (not i.marked or r.%I::text is distinct from %L))
-         group by 2) gone$q$,
-    s.source, s.status_column, s.watched, replace(s.where_sql, '$1', 'i.ref'), s.source, s.due_sql,
-    s.status_column, s.failed_value) into v_closed;
-  return jsonb_build_object('source', p_source, 'opened', v_opened, 'closed', v_closed);
 end
 $$;

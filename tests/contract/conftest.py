@@ -28,8 +28,8 @@ begin
 end
 $$;
 delete from public.toban_sources where source like 'toy%';
-truncate public.work_items, public.runs, public.jobs, public.workers, public.audio_files, public.vibe_whisper,
-  public.transcripts, public.job_status restart identity cascade;
+truncate public.work_items, public.runs, public.run_results, public.jobs, public.workers, public.audio_files,
+  public.vibe_whisper, public.transcripts, public.job_status restart identity cascade;
 """
 
 

@@ -10,7 +10,9 @@ from app.errors import Permanent, Transient
 from tests.support.ledger import NOON, Ledger
 from tests.support.servers import PostgREST, free_port, key_of, wait_for
 
-OURS = ["work_items", "toban_sources", "jobs", "runs", "workers", "transcripts"]
+OURS = ["work_items", "toban_sources", "jobs", "runs", "run_results", "workers", "transcripts"]
+# Made by the migrations in a database that has none.
+APPS = ["job_status", "audio_files", "vibe_whisper"]
 PUBLIC_KEYS = ["anon", "authenticated"]
 
 
@@ -58,11 +60,11 @@ def test_public_roles_reach_nothing_of_ours(direct_ledger: Ledger, role: str) ->
     assert rows == []
 
 
-def test_row_level_security_is_on_for_our_tables_only(direct_ledger: Ledger) -> None:
+def test_row_level_security_is_on_for_every_table_that_the_migrations_made(direct_ledger: Ledger) -> None:
     rows = direct_ledger.sql(
         "select relname from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r' and relrowsecurity"
     )
-    assert {row["relname"] for row in rows} == {*OURS, "job_status"}
+    assert {row["relname"] for row in rows} == {*OURS, *APPS}
 
 
 def test_every_function_of_ours_has_a_fixed_search_path(direct_ledger: Ledger) -> None:
@@ -89,13 +91,30 @@ def test_job_status_is_read_by_users_and_written_by_nobody(direct_ledger: Ledger
 
 
 def test_an_upload_with_the_anon_key_opens_its_item(direct_ledger: Ledger) -> None:
-    with psycopg.connect(direct_ledger.url, autocommit=True) as session:
+    with (
+        direct_ledger.altered(
+            "create policy uploads on audio_files to anon using (true)", "drop policy uploads on audio_files"
+        ),
+        psycopg.connect(direct_ledger.url, autocommit=True) as session,
+    ):
         session.execute("set role anon")
         session.execute("insert into audio_files values ('d1', %s, 'a.wav', 'pending')", [NOON])
         session.execute("update audio_files set file_path = 'b.wav'")
         assert direct_ledger.state("d1/" + NOON) == "pending"
         session.execute("delete from audio_files")
     assert direct_ledger.state("d1/" + NOON) == "skipped"
+
+
+@pytest.mark.parametrize("role", PUBLIC_KEYS)
+def test_tables_that_the_migrations_made_show_a_public_key_nothing(direct_ledger: Ledger, role: str) -> None:
+    direct_ledger.file()
+    direct_ledger.finish(direct_ledger.running())
+    with psycopg.connect(direct_ledger.url, autocommit=True) as session:
+        session.execute(sql.SQL("set role {}").format(sql.Identifier(role)))
+        assert session.execute("select from audio_files").fetchall() == []
+        assert session.execute("select from vibe_whisper").fetchall() == []
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            session.execute("insert into audio_files values ('d2', now(), 'a.wav', 'pending')")
 
 
 def test_a_server_that_is_not_there_is_transient(clean_url: str) -> None:

@@ -98,12 +98,33 @@ def test_nothing_is_due(ledger: Ledger) -> None:
     assert ledger.claim_answer()["reason"] == "nothing is due"
 
 
+def test_a_retried_item_keeps_its_place(ledger: Ledger) -> None:
+    """By the row's own time, not by when it may go again: one that failed once would wait for the whole backlog."""
+    first, second, third = (ledger.file("d1", f"2025-07-18T0{hour}:00:00Z") for hour in (1, 2, 3))
+    now = ledger.one("select now()").isoformat()
+    ledger.end("retry", ledger.running(), at=now)
+    assert [ledger.running().answer["key"] for _ in range(3)] == [first, second, third]
+
+
+def test_rows_without_a_time_go_in_the_order_of_their_opening(ledger: Ledger) -> None:
+    ledger.sql("create table toy (id text primary key, state text)")
+    ledger.one("select toban_watch('toy', 'toy', array['id'], 'state', p_partition => 'state')")
+    for name in ("z", "a", "m"):
+        ledger.sql("insert into toy values (%s, 'pending')", name)
+    ledger.end("retry", ledger.running("toy"), at=ledger.one("select now()").isoformat())
+    assert [ledger.running("toy").answer["key"] for _ in range(3)] == ["z", "a", "m"]
+
+
 def test_filters(ledger: Ledger) -> None:
+    ledger.call("sync_jobs", jobs=[{"job": "j", "title": "J", "source": "transcription", "every": 60}])
     ledger.files("a", 5)
     ledger.files("b", 5)
     ledger.heartbeat(slots=20)
-    window = {"partition": "b", "since": "2025-07-18T00:02:00Z", "until": "2025-07-18T00:04:00Z"}
-    assert [item["key"] for item in ledger.claim(filters=window)] == [
+    ledger.sql(
+        """update jobs set filters = '{"partition": "b", "since": "2025-07-18T00:02:00Z",
+        "until": "2025-07-18T00:04:00Z"}'"""
+    )
+    assert [item["key"] for item in ledger.claim()] == [
         "b/2025-07-18T00:02:00Z",
         "b/2025-07-18T00:03:00Z",
     ]

@@ -89,6 +89,25 @@ def test_trouble_in_the_trigger_never_fails_the_apps_statement(ledger: Ledger) -
     assert ledger.drain() == 1
 
 
+def test_an_item_that_is_held_does_not_use_up_the_apps_time(ledger: Ledger) -> None:
+    """A statement's own deadline is no error that a trigger may catch; so it must not wait that long."""
+    key = ledger.file()
+    ledger.drain()
+    with psycopg.connect(ledger.url) as other, psycopg.connect(ledger.url, autocommit=True) as app:
+        other.execute("select from work_items where key = %s for update", [key])
+        warnings: list[str | None] = []
+        app.add_notice_handler(lambda notice: warnings.append(notice.message_primary))
+        app.execute("set statement_timeout = '1s'")
+        app.execute("update audio_files set transcriptions_status = 'pending'")
+        assert warnings == [
+            "toban: UPDATE on public.audio_files was not followed: canceling statement due to lock timeout"
+        ]
+        # Nor does reconcile wait, and what it leaves it mends the next time.
+        assert reconcile(ledger) == {"opened": 0, "closed": 0}
+    assert reconcile(ledger) == {"opened": 1, "closed": 0}
+    assert ledger.state(key) == "pending"
+
+
 def test_app_updates_against_finishes(ledger: Ledger) -> None:
     """Whichever comes first, a row that says pending afterwards has an item that waits; and nobody is made to fail."""
     ledger.files("d1", 12)
@@ -170,3 +189,27 @@ def test_reconcile_leaves_running_work_alone(ledger: Ledger) -> None:
     run = ledger.running()
     assert reconcile(ledger) == {"opened": 0, "closed": 0}
     assert ledger.finish(run)["written"]
+
+
+def test_reconcile_in_batches(ledger: Ledger) -> None:
+    ledger.files("gone", 5)
+    with ledger.altered(TRIGGERS_OFF, TRIGGERS_ON):
+        ledger.sql("delete from audio_files")
+        ledger.files("new", 5)
+    rounds = []
+    for _ in range(4):
+        answer = ledger.call("reconcile", limit=2)
+        rounds += [(s["opened"], s["closed"], answer["more"]) for s in answer["sources"]]
+    assert rounds == [(2, 2, True), (2, 2, True), (1, 1, False), (0, 0, False)]
+    assert ledger.states() == {"pending": 5, "skipped": 5}
+
+
+def test_reconcile_leaves_alone_what_somebody_holds(ledger: Ledger) -> None:
+    held, free = ledger.file("held"), ledger.file("free")
+    with ledger.altered(TRIGGERS_OFF, TRIGGERS_ON):
+        ledger.set_status("completed")
+    with psycopg.connect(ledger.url) as other:
+        other.execute("select from work_items where key = %s for update", [held])
+        assert reconcile(ledger) == {"opened": 0, "closed": 1}
+    assert (ledger.state(held), ledger.state(free)) == ("pending", "completed")
+    assert reconcile(ledger) == {"opened": 0, "closed": 1}

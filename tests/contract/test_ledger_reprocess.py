@@ -63,7 +63,7 @@ def test_only_failed(ledger: Ledger) -> None:
     ledger.end("fail", ledger.running())
     assert reprocess(ledger, only_failed=True) == {"matched": 1, "opened": 1, "waiting": 0, "running": 0}
     assert (ledger.state(good), ledger.state(bad)) == ("completed", "pending")
-    assert ledger.item(bad)["last_error"] is None
+    assert (ledger.item(bad)["last_error"], ledger.item(bad)["last_error_kind"]) == ("it broke", None)
 
 
 def test_params_and_priority_hold_for_this_round_only(ledger: Ledger) -> None:

@@ -14,6 +14,8 @@ from app.database import Database
 
 QUEUE = "whisper"
 NOON = "2025-07-18T03:00:00Z"  # 12:00 in Tokyo
+# The key of an audio_files row (of whole seconds).
+KEY: LiteralString = """device_id || '/' || to_char(recorded_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')"""
 
 Row = dict[str, Any]
 
@@ -55,7 +57,7 @@ class Ledger:
     def file(self, device: str = "d1", at: str = NOON, status: str = "pending", path: str = "audio.wav") -> str:
         """The app inserts a row; returns the item's key."""
         self.sql("insert into audio_files values (%s, %s, %s, %s)", device, at, path, status)
-        return str(self.one("select %s || '/' || toban_time_key(%s::timestamptz)", device, at))
+        return str(self.one(f"select {KEY} from audio_files where device_id = %s and recorded_at = %s", device, at))
 
     def files(self, device: str, count: int) -> None:
         """`count` recordings of `device`, a minute apart."""
@@ -68,15 +70,13 @@ class Ledger:
 
     def status_of(self, key: str) -> str | None:
         """What the app's row says."""
-        rows = self.sql("select transcriptions_status as s from audio_files where device_id || '/' "
-                        "|| toban_time_key(recorded_at) = %s", key)  # fmt: skip
+        rows = self.sql(f"select transcriptions_status as s from audio_files where {KEY} = %s", key)
         return rows[0]["s"] if rows else None
 
     def set_status(self, status: str, key: str | None = None) -> None:
         """The app writes its status column, of one row or of all."""
         self.sql(
-            "update audio_files set transcriptions_status = %s"
-            " where %s::text is null or device_id || '/' || toban_time_key(recorded_at) = %s",
+            f"update audio_files set transcriptions_status = %s where %s::text is null or {KEY} = %s",
             status,
             key,
             key,
@@ -110,8 +110,7 @@ class Ledger:
     def consistent(self) -> bool:
         """A row waits if and only if its item is still to be done or being done."""
         return not self.sql(
-            "select from audio_files r full join work_items i"
-            " on i.key = r.device_id || '/' || toban_time_key(r.recorded_at)"
+            f"select from audio_files r full join work_items i on i.key = {KEY}"
             " where (coalesce(r.transcriptions_status, '') = 'pending')"
             " <> (coalesce(i.state, '') in ('pending', 'queued', 'processing'))"
         )
@@ -122,7 +121,7 @@ class Ledger:
         return self.db.call(f"toban_{function}", **params)
 
     def heartbeat(self, worker: str = "w1", slots: int = 1, items: Iterable[Row] = (), **params: object) -> Row:
-        defaults = {"node": "n1", "pid": 1, "queues": [QUEUE], "rss_bytes": 1, "info": {}, "lease": 60, "stall": 300}
+        defaults = {"node": "n1", "pid": 1, "queues": [QUEUE], "rss_bytes": 1, "lease": 60, "stall": 300}
         return dict(self.call("heartbeat", worker=worker, slots=slots, items=list(items), **{**defaults, **params}))
 
     def claim_answer(self, limit: int = 100, source: str = "transcription", **params: object) -> Row:

@@ -30,8 +30,9 @@ begin
   v_from := s.watched || ' r';
   if p ? 'keys' then
     -- A key is its columns' values; taken apart it finds the row by the table's own index.
-    select array_agg((select jsonb_object_agg(c, replace(replace(split_part(k, '/', n::integer), '%2F', '/'), '%25', '%'))
-                      from unnest(s.key_columns) with ordinality u (c, n))) into v_refs
+    select array_agg((
+        select jsonb_object_agg(c, replace(replace(split_part(k, '/', n::integer), '%2F', '/'), '%25', '%'))
+        from unnest(s.key_columns) with ordinality u (c, n))) into v_refs
       from jsonb_array_elements_text(p -> 'keys') k;
     v_from := v_from || format(' join (select distinct ref from unnest($2::jsonb[]) k (ref)) k on %s', v_join);
     v_where := v_where || format(' and %s in (select jsonb_array_elements_text($1 -> ''keys''))', s.key_sql);

@@ -14,6 +14,10 @@ declare
   v_row jsonb;
   v_due boolean;
 begin
+  -- The commit does not wait for the disk (see toban_claim). A crash of the database may then forget this start: the
+  -- item is queued or pending again and goes again with another task id, one try fewer counted. Should the attempt that
+  -- was forgotten still run, its finish is refused: even where one attempt number is given twice, the token differs.
+  perform set_config('synchronous_commit', 'off', true);
   select * into w from public.work_items where id = (p ->> 'id')::bigint for update;
   if not found then
     return jsonb_build_object('started', false, 'reason', 'the item is gone');
@@ -22,14 +26,17 @@ begin
   if w.state = 'processing' and w.token = (p ->> 'token')::uuid then
     null;  -- the first answer was lost
   elsif w.state <> 'queued' or w.task_id is distinct from (p ->> 'task_id')::uuid then
-    return jsonb_build_object('started', false, 'reason', format('this message is out of date: the item is %s', w.state));
+    return jsonb_build_object(
+      'started', false, 'reason', format('this message is out of date: the item is %s', w.state));
   end if;
   execute format('select to_jsonb(r), %s from %s r where %s', s.due_sql, s.watched, s.where_sql)
     into v_row, v_due using w.ref;
   if v_due is not true then
-    update public.work_items set state = 'skipped', finished_at = now(), lease_until = null, last_error_kind = 'elsewhere',
+    update public.work_items set
+      state = 'skipped', finished_at = now(), lease_until = null, incident_since = null, last_error_kind = 'elsewhere',
       last_error = case when v_row is null then 'the row is gone' else 'the row no longer waits' end
     where id = w.id;
+    perform public.toban_note_result(w, 'skipped');
     return jsonb_build_object('started', false, 'reason', 'the row no longer waits');
   end if;
   if w.state = 'queued' then
@@ -81,7 +88,8 @@ begin
     update public.work_items set state = 'pending', available_at = now(), lease_until = null, tries = 0,
       opened_at = now(), last_error = null, last_error_kind = null, last_traceback = null
     where id = w.id;
-    v_answer := jsonb_build_object('written', false, 'state', 'pending', 'reason', 'the row changed meanwhile; it goes again');
+    v_answer := jsonb_build_object(
+      'written', false, 'state', 'pending', 'reason', 'the row changed meanwhile; it goes again');
   elsif p_outcome = 'pending' then
     update public.work_items set
       state = 'pending', available_at = (p ->> 'at')::timestamptz, lease_until = null, settled_token = v_token,
@@ -96,9 +104,10 @@ begin
     end if;
     update public.work_items set
       state = p_outcome, finished_at = now(), lease_until = null, settled_token = v_token, marked = true,
-      progress = coalesce(p -> 'progress', w.progress),
+      incident_since = case when p_outcome = 'failed' then coalesce(w.incident_since, now()) end,
       last_error = p ->> 'error', last_error_kind = p ->> 'kind', last_traceback = p ->> 'traceback'
     where id = w.id;
+    perform public.toban_note_result(w, p_outcome);
     if p_outcome = 'completed' then
       perform public.toban_mark(s, w.ref, s.completed_value, v_result -> 'row');
     else
@@ -126,7 +135,7 @@ end
 $$;
 
 -- p: id, attempt, token, result {row?: columns of the watched row, … as the source's store function wants}, error? (a
--- remark for a person), progress?
+-- remark for a person)
 create or replace function public.toban_finish(p jsonb) returns jsonb
 language sql security definer set search_path = '' set statement_timeout = '30s' as $$
   select public.toban_settle(p, 'completed')

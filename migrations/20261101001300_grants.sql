@@ -21,7 +21,9 @@ begin
       execute format('grant execute on function %s to service_role', v_name);
     end if;
   end loop;
-  foreach v_name in array array['toban_sources', 'jobs', 'runs', 'workers', 'work_items', 'transcripts'] loop
+  foreach v_name in array
+    array['toban_sources', 'jobs', 'runs', 'run_results', 'workers', 'work_items', 'transcripts']
+  loop
     if v_roles is not null then
       execute format('revoke all on public.%I from %s', v_name, v_roles);
       for v_sequence in

@@ -18,7 +18,8 @@ create table if not exists public.transcripts (
   primary key (device_id, recorded_at)
 );
 comment on column public.transcripts.segments is '[{"start": seconds, "end": seconds, "text": words}]';
-comment on column public.transcripts.real_time_factor is 'seconds of work per second of audio; below 1 is faster than live';
+comment on column public.transcripts.real_time_factor is
+  'seconds of work per second of audio; below 1 is faster than live';
 create index if not exists transcripts_block_idx on public.transcripts (device_id, date, time_block);
 alter table public.transcripts enable row level security;
 
