@@ -47,17 +47,20 @@ declare
   v_close jsonb;
 begin
   select * into strict s from public.toban_sources where source = p_source;
+  -- (`materialized`: else the limit makes the planner expect to find enough soon, where mostly nothing is to be found.)
   if p_limit is not null then
-    execute format('select coalesce(jsonb_agg(ref), ''[]'') from (select %s as ref from %s r limit $1) x',
-                   s.ref_sql, public.toban_missed_sql(s)) into v_open using p_limit;
+    execute format(
+      $q$with missed as materialized (select %s as ref from %s r)
+         select coalesce(jsonb_agg(ref), '[]') from (select ref from missed limit $1) x$q$,
+      s.ref_sql, public.toban_missed_sql(s)) into v_open using p_limit;
   end if;
   execute format(
-    $q$select coalesce(jsonb_agg(id), '[]') from (
+    $q$with stale as materialized (
          select i.id from public.work_items i left join %s r on %s
          where i.source = %L and %s is not true
            and (i.state in ('pending', 'queued')
-                or i.state = 'failed' and (not i.marked or r.%I::text is distinct from %L))
-         limit $1) x$q$,
+                or i.state = 'failed' and (not i.marked or r.%I::text is distinct from %L)))
+       select coalesce(jsonb_agg(id), '[]') from (select id from stale limit $1) x$q$,
     s.watched, replace(s.where_sql, '$1', 'i.ref'), s.source, s.due_sql, s.status_column, s.failed_value)
     into v_close using p_limit;
   return jsonb_build_object('open', v_open, 'close', v_close,

@@ -1,14 +1,19 @@
 """The jobs that beat ticks: dispatchers and maintenance."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from app.celery import app
 from app.dispatch import dispatch as dispatch_source
-from app.errors import TobanError
+from app.errors import Permanent, TobanError
 from app.runtime import Runtime
 from app.sources import registry
 from tasks.base import Summary, run_job, send_item
+
+# Of one run; what is left then waits for the next one.
+BATCHES = 100
 
 
 @app.task(name="tasks.dispatch", throws=(TobanError,))
@@ -27,10 +32,15 @@ def reconcile(job: str = "reconcile") -> dict[str, Any]:
     """Mend what the triggers missed, and bring every report up to date."""
 
     def work(runtime: Runtime) -> Summary:
-        mended = runtime.services.database.call("toban_reconcile")
-        opened = sum(source["opened"] for source in mended["sources"])
-        closed = sum(source["closed"] for source in mended["sources"])
-        return {"message": f"{opened} opened, {closed} closed", "changed": opened + closed, **mended}
+        opened = closed = 0
+        for mended in _batches(runtime, "toban_reconcile"):
+            # A source whose table is gone must not keep the others from being mended; it is told when they are.
+            broken = [f"{source['source']}: {source['error']}" for source in mended["sources"] if "error" in source]
+            opened += sum(source.get("opened", 0) for source in mended["sources"])
+            closed += sum(source.get("closed", 0) for source in mended["sources"])
+        if broken:
+            raise Permanent("; ".join(broken))
+        return {"message": f"{opened} opened, {closed} closed", "changed": opened + closed}
 
     return run_job(job, work)
 
@@ -41,9 +51,19 @@ def retention(job: str = "retention") -> dict[str, Any]:
 
     def work(runtime: Runtime) -> Summary:
         keep = runtime.services.settings.ledger
-        gone = runtime.services.database.call(
-            "toban_retention", items_days=keep.keep_items_days, runs_days=keep.keep_runs_days
-        )
+        batches = _batches(runtime, "toban_retention", items_days=keep.keep_items_days, runs_days=keep.keep_runs_days)
+        gone = Counter[str]()
+        for batch in batches:
+            gone.update({name: batch[name] for name in ("items", "runs", "workers")})
         return {"message": f"{gone['items']} items and {gone['runs']} runs forgotten", "changed": 1, **gone}
 
     return run_job(job, work)
+
+
+def _batches(runtime: Runtime, function: str, **params: object) -> Iterator[dict[str, Any]]:
+    """Call a function that does a bounded part of its work, until it says that there is no more."""
+    for _ in range(BATCHES):
+        answer = runtime.services.database.call(function, **params)
+        yield answer
+        if not answer["more"]:
+            return
