@@ -1,5 +1,6 @@
 """Put recordings in, as an uploader does: the file into the store, then the row that says it waits."""
 
+import filecmp
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -69,6 +70,11 @@ def ask_again(database: Database, recordings: Sequence[Recording]) -> None:
 def _copy(folder: Path, file: Path, key: str) -> None:
     target = folder / key
     try:
+        if target.exists() and not filecmp.cmp(file, target, shallow=False):
+            raise Permanent(
+                f"{file}: another recording of that device and second is there already, {key}; "
+                "give this one its own time with --at, or remove the other"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")  # nobody reads half a recording
         shutil.copyfile(file, part)

@@ -25,6 +25,10 @@ SHIPPED = Path(app.__file__).parent / "demo" / "recordings"
 OWN_DEVICE = "recorder"
 
 
+# Columns that the whole summary takes.
+WIDE = 100
+
+
 def demo(audio: Path | None) -> None:
     screen = console()
     stop_like_ctrl_c()
@@ -94,13 +98,21 @@ def _print_transcripts(screen: Console, items: Sequence[Item]) -> None:
 def _print_summary(screen: Console, items: Sequence[Item]) -> None:
     table = Table(title="Recordings", title_justify="left", title_style="bold")
     numbers = {"audio", "× real time", "words"}
-    for name in ("device", "time block", "recording", "state", "audio", "× real time", "words", "remark"):
-        table.add_column(
-            name, justify="right" if name in numbers else "left", no_wrap=name not in {"recording", "remark"}
-        )
+    # What a terminal of 80 columns has no room for; the transcripts above say more.
+    left_out = set() if screen.width >= WIDE else {"audio", "words"}
+    shown = ("device", "time block", "recording", "state", "audio", "× real time", "words", "remark")
+    for name in shown:
+        if name not in left_out:
+            table.add_column(
+                name,
+                justify="right" if name in numbers else "left",
+                no_wrap=name not in {"recording", "remark"},
+                min_width=10 if name in {"recording", "remark"} else None,
+                overflow="fold",
+            )
     for item in items:
         done = item.state == "completed"
-        table.add_row(
+        cells = (
             item.device[:8],
             item.block,
             escape(item.name),
@@ -110,6 +122,7 @@ def _print_summary(screen: Console, items: Sequence[Item]) -> None:
             str(len(item.text.split())) if done else "",
             escape(item.error or ""),
         )
+        table.add_row(*(cell for name, cell in zip(shown, cells, strict=True) if name not in left_out))
     screen.print()
     screen.print(table)
 

@@ -94,11 +94,10 @@ def test_rows_over_supabase(postgrest: PostgREST, shared_database_url: str) -> N
 
 def test_files_go_into_a_folder_whole(tmp_path: Path) -> None:
     settings = Audio.model_validate({"audio_folder": tmp_path / "audio"})
-    for content in (b"one", b"another"):
-        put_files(settings, [a_recording(tmp_path, content), Recording(None, "d2", AT)])
+    put_files(settings, [a_recording(tmp_path, b"one"), Recording(None, "d2", AT)])
     files = [file for file in (tmp_path / "audio").rglob("*") if file.is_file()]
     assert files == [tmp_path / "audio" / KEY]
-    assert files[0].read_bytes() == b"another"
+    assert files[0].read_bytes() == b"one"
 
 
 def test_files_go_into_a_bucket(tmp_path: Path) -> None:
@@ -107,3 +106,14 @@ def test_files_go_into_a_bucket(tmp_path: Path) -> None:
         assert bucket.client.get_object(Bucket=bucket.name, Key=KEY)["Body"].read() == b"one"
         with pytest.raises(NotReady, match="S3_BUCKET_NAME"):
             put_files(bucket.settings(s3_bucket_name="elsewhere"), [a_recording(tmp_path)])
+
+
+def test_a_recording_never_replaces_another(tmp_path: Path) -> None:
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    settings = Audio.model_validate({"audio_folder": folder})
+    put_files(settings, [a_recording(tmp_path, b"one")])
+    put_files(settings, [a_recording(tmp_path, b"one")])  # the same one again is fine
+    with pytest.raises(Permanent, match="--at"):
+        put_files(settings, [a_recording(tmp_path, b"two")])
+    assert (folder / KEY).read_bytes() == b"one"
