@@ -26,6 +26,23 @@ begin
 end
 $$;
 
+-- Mark the row of an item that failed or was skipped, and note in the item whether it could be done: an app whose column
+-- allows no such value keeps its row as it is, and the item says how it ended.
+create or replace function public.toban_mark_end(s public.toban_sources, w public.work_items, p_status text)
+returns void
+language plpgsql set search_path = '' as $$
+declare
+  v_marked boolean := false;
+begin
+  begin
+    v_marked := public.toban_mark(s, w.ref, p_status, null);
+  exception when others then
+    null;
+  end;
+  update public.work_items set marked = v_marked where id = w.id;
+end
+$$;
+
 -- Lock a row without waiting for it: 'locked', 'busy' (somebody else has it) or 'gone'.
 create or replace function public.toban_try_lock(s public.toban_sources, p_ref jsonb) returns text
 language plpgsql set search_path = '' as $$
@@ -116,17 +133,13 @@ begin
         null;  -- the table itself is gone or changed: that must not stop every worker's heartbeat
       end;
       update public.work_items set
-        state = 'failed', finished_at = now(), lease_until = null, marked = false,
+        state = 'failed', finished_at = now(), lease_until = null,
         incident_since = coalesce(incident_since, now()),
         last_error = format('given up after %s of %s tries: %s', w.tries, w.max_attempts, v_reason),
         last_error_kind = 'lost'
       where id = w.id;
       perform public.toban_note_result(w, 'failed');
-      begin
-        update public.work_items set marked = public.toban_mark(s, w.ref, s.failed_value, null) where id = w.id;
-      exception when others then
-        null;  -- an app whose column allows no such value keeps its row as it is
-      end;
+      perform public.toban_mark_end(s, w, s.failed_value);
     end if;
     v_reaped := v_reaped + 1;
   end loop;

@@ -176,7 +176,6 @@ language plpgsql security definer set search_path = '' set statement_timeout = '
 declare
   w public.work_items;
   s public.toban_sources;
-  v_marked boolean;
   v_skipped integer := 0;
 begin
   for w in select i.* from public.work_items i
@@ -185,18 +184,13 @@ begin
     select * into strict s from public.toban_sources where source = w.source;
     continue when public.toban_try_lock(s, w.ref) = 'busy';
     update public.work_items set
-      state = 'skipped', finished_at = now(), lease_until = null, marked = true, incident_since = null,
+      state = 'skipped', finished_at = now(), lease_until = null, incident_since = null,
       last_error = p ->> 'reason', last_error_kind = 'nothing_there'
     where id = w.id and state = 'queued' and task_id = w.task_id;
     continue when not found;
     v_skipped := v_skipped + 1;
     perform public.toban_note_result(w, 'skipped');
-    begin
-      v_marked := public.toban_mark(s, w.ref, s.skipped_value, null);
-      update public.work_items set marked = v_marked where id = w.id and not v_marked;
-    exception when others then
-      update public.work_items set marked = false where id = w.id;
-    end;
+    perform public.toban_mark_end(s, w, s.skipped_value);
   end loop;
   return jsonb_build_object('skipped', v_skipped);
 end

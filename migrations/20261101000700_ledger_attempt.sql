@@ -111,16 +111,7 @@ begin
     if p_outcome = 'completed' then
       perform public.toban_mark(s, w.ref, s.completed_value, v_result -> 'row');
     else
-      declare
-        v_marked boolean;
-      begin
-        -- An app whose column allows no such value keeps its row as it is; the item says how it ended.
-        v_marked := public.toban_mark(
-          s, w.ref, case p_outcome when 'failed' then s.failed_value else s.skipped_value end, null);
-        update public.work_items set marked = v_marked where id = w.id and not v_marked;
-      exception when others then
-        update public.work_items set marked = false where id = w.id;
-      end;
+      perform public.toban_mark_end(s, w, case p_outcome when 'failed' then s.failed_value else s.skipped_value end);
     end if;
     v_answer := jsonb_build_object('written', true, 'state', p_outcome);
   end if;

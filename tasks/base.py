@@ -72,17 +72,14 @@ def send_item(source: Source, item: Claimed) -> None:
 
     Raises `Transient` when the broker does not take it.
     """
-    try:
-        app.send_task(
-            f"tasks.{source.name}",
-            args=[item.id, item.key],
-            task_id=item.task_id,
-            queue=source.queue,
-            headers={"toban": {"source": source.name, "key": item.key, "claim": item.claim_no}},
-            argsrepr=f"{item.key} (claim {item.claim_no})",
-        )
-    except (OperationalError, OSError) as error:
-        raise Transient(f"the broker takes no messages: {error}") from error
+    _publish(
+        f"tasks.{source.name}",
+        args=[item.id, item.key],
+        task_id=item.task_id,
+        queue=source.queue,
+        headers={"toban": {"source": source.name, "key": item.key, "claim": item.claim_no}},
+        argsrepr=f"{item.key} (claim {item.claim_no})",
+    )
 
 
 def send_tick(job: str) -> None:
@@ -90,8 +87,12 @@ def send_tick(job: str) -> None:
     entry = timetable().get(job)
     if entry is None:
         return  # a job of another version of the program
+    _publish(entry.task, args=[job], queue="default", expires=entry.tick.total_seconds())
+
+
+def _publish(task: str, **options: Any) -> None:  # noqa: ANN401 - Celery's own
     try:
-        app.send_task(entry.task, args=[job], queue="default", expires=entry.tick.total_seconds())
+        app.send_task(task, **options)
     except (OperationalError, OSError) as error:
         raise Transient(f"the broker takes no messages: {error}") from error
 
