@@ -11,7 +11,7 @@ from pydantic import AliasChoices, BaseModel, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from app.settings.database import Database
-from app.settings.group import Group, Seconds, Zone, scheme
+from app.settings.group import Group, Memory, Seconds, Zone, scheme
 from app.settings.problems import Problem
 
 # Problems with the source of recordings, which only a process that reads them has.
@@ -151,11 +151,19 @@ class Whisper(Group):
 
     model_config = SettingsConfigDict(env_prefix="WHISPER_")
 
-    engine: Literal["faster-whisper"] = Field("faster-whisper", description="the speech engine")
+    engine: Literal["faster-whisper", "openai-whisper"] = Field(
+        "faster-whisper", description="the speech engine: faster-whisper, or openai-whisper (the extra of that name)"
+    )
     model: str = Field(
         "base",
         min_length=1,
-        description="a model's name (tiny, base, small, medium, large-v3 …) or a folder that holds one",
+        description="a model's name (tiny, base, small, medium, large-v3 …), a folder that holds one, or for "
+        "openai-whisper a checkpoint file",
+    )
+    extra_models: str = Field(
+        "",
+        description="further models, separated by commas, that a row or request may ask for; a worker loads one at a "
+        "time",
     )
     language: str | None = Field(
         None,
@@ -163,20 +171,51 @@ class Whisper(Group):
     )
     compute_type: str = Field(
         "int8",
-        description="CTranslate2 compute type: int8, int8_float32, float32 …",
+        description="CTranslate2 compute type: int8, int8_float32, float32 …; openai-whisper has float32 only",
+    )
+    memory_limit: Memory | None = Field(
+        None,
+        description="memory for the whole worker, such as 1500MB or 2GiB; default: what the container or the machine "
+        "has, less a margin",
     )
     threads: int = Field(
         0,
         ge=0,
         description="threads of one child; 0: the cores shared out among the children",
     )
-    children: int = Field(0, ge=0, description="processes of the worker, one recording each; 0: one for each core")
+    children: int = Field(
+        0,
+        ge=0,
+        description="processes of the worker, one recording each; 0: as many as the cores and the memory limit allow",
+    )
+    batch: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="stretches of 30 s that faster-whisper hears at once; 0: what `toban tune` found, else 4",
+    )
     beam_size: int = Field(
         1,
         ge=1,
         le=20,
         description="beams of the decoder; 1 is greedy",
     )
+    models_folder: Path | None = Field(
+        None,
+        description="where downloaded models are kept, for all workers of a machine; default: `~/.cache/toban/models`",
+    )
+    models_mirror: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="address of a server that has the models under the same paths as their makers' (a mirror)",
+    )
+    offline: bool = Field(False, description="true: models are never downloaded")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every model that the worker holds, the default first."""
+        extra = (name.strip() for name in self.extra_models.split(","))
+        return tuple(dict.fromkeys([self.model, *filter(None, extra)]))
 
 
 class Ledger(Group):
