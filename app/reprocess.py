@@ -71,7 +71,7 @@ def _held(model: str, held: Collection[str] | None) -> str:
     if held is not None and model not in held:
         names = ", ".join(sorted(held)) or "none"
         raise Permanent(
-            f"reprocess: no worker holds the model {model!r}; held: {names} (WHISPER_MODEL). "
+            f"reprocess: no worker holds the model {model!r}; held: {names} (WHISPER_MODEL, WHISPER_EXTRA_MODELS). "
             "Leave the model out, or start the whisper workers with that one first"
         )
     return model

@@ -18,7 +18,7 @@ from app.dispatch import Send, dispatch
 from app.errors import TobanError
 from app.services import Services
 from app.sources import registry
-from app.work import Work
+from app.work import Work, give_up
 from beat_schedule import timetable
 
 log = structlog.get_logger("toban.worker")
@@ -100,6 +100,11 @@ class Runtime:
             threading.Thread(target=self._serve, name="toban-feeder", daemon=True),
         ]
 
+    @property
+    def stopped(self) -> threading.Event:
+        """Set when this process begins to leave."""
+        return self._stop
+
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
@@ -130,11 +135,19 @@ class Runtime:
                 self._works.pop(work.attempt.id, None)
                 self._lost.pop(work.attempt.id, None)
 
-    def cancel_all(self, reason: str) -> None:
-        """Ask all running work to stop at its next word of progress."""
+    def cancel_all(self, reason: str | TobanError) -> None:
+        """Ask all running work to stop at its next word of progress; see `Work.cancel`."""
         with self._lock:
             for work in self._works.values():
                 work.cancel(reason)
+
+    def give_up(self, error: TobanError) -> None:
+        """End all running work with `error` in the ledger, before this process ends itself."""
+        with self._lock:
+            works = list(self._works.values())
+        for work in works:
+            with _told("work.unsettled"):
+                give_up(self, work, error)
 
     def feed(self) -> None:
         """Soon claim and send more for this process's queues."""

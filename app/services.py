@@ -7,23 +7,24 @@ from typing import TYPE_CHECKING
 from app.database import Database, open_database
 from app.ledger import Ledger
 from app.settings import Settings
+from app.speech.pace import FRUGAL, Pace
 
 if TYPE_CHECKING:
     from app.audio.store import AudioStore
-    from app.speech.engine import Engine
+    from app.speech.hearing import Engine
 
 
 @dataclass(frozen=True)
 class Services:
     """What tasks, dispatchers and commands share. Nothing connects or loads before its first use.
 
-    `threads`: processor threads that one piece of work may use.
+    `pace`: how much the speech engine does at once.
     """
 
     settings: Settings
     database: Database
     ledger: Ledger
-    threads: int
+    pace: Pace
 
     @cached_property
     def audio(self) -> "AudioStore":
@@ -33,19 +34,19 @@ class Services:
 
     @cached_property
     def engine(self) -> "Engine":
-        from app.speech.engine import build_engine
+        from app.speech.hearing import Engine
 
-        return build_engine(
+        return Engine(
             self.settings.whisper,
             max_seconds=self.settings.audio.audio_max_seconds.total_seconds(),
-            threads=self.threads,
+            pace=self.pace,
         )
 
     def close(self) -> None:
         self.database.close()
 
 
-def build_services(settings: Settings, threads: int = 1) -> Services:
+def build_services(settings: Settings, pace: Pace = FRUGAL) -> Services:
     database = open_database(settings.database)
     ledger = Ledger(
         database,
@@ -53,4 +54,4 @@ def build_services(settings: Settings, threads: int = 1) -> Services:
         queue_lease=settings.ledger.queue_lease,
         max_attempts=settings.ledger.max_attempts,
     )
-    return Services(settings, database, ledger, settings.whisper.threads or threads)
+    return Services(settings, database, ledger, pace)

@@ -22,21 +22,26 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("toban.work")
 
+FRUGAL = {"frugal": True}
+"""An item's parameter after an attempt that ran out of memory, or may have: use as little as possible."""
+
 
 @dataclass
 class Work:
     """What a source's `run` gets: the row, the services, and a way to say how far it is.
 
-    `row`: the watched row when the attempt started; `params`: what was asked for beside it, such as a model.
+    `row`: the watched row when the attempt started; `params`: what was asked for beside it, such as a model; `facts`:
+    what log lines about it say.
     """
 
     services: "Services"
     attempt: Attempt
     max_run: timedelta
     note: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
     _done: tuple[float, float] | None = None
     _phase: tuple[str, float, float] | None = None
-    _cancelled: str | None = None
+    _cancelled: TobanError | None = None
     _started: float = field(default_factory=time.monotonic)
 
     @property
@@ -57,7 +62,7 @@ class Work:
         Raises `LeaseLost` when another attempt has taken over or the worker stops: let it pass.
         """
         if self._cancelled:
-            raise LeaseLost(self._cancelled)
+            raise self._cancelled
         self._done = (done, total)
 
     @contextmanager
@@ -77,8 +82,25 @@ class Work:
         """Leave a note for a person on an item that succeeds."""
         self.note = note
 
-    def cancel(self, reason: str) -> None:
-        self._cancelled = reason
+    def save(self, part: Any) -> None:  # noqa: ANN401 - JSON of the source's own shape
+        """Save a part of what is done, for the next attempt should this one die. That it can't be is no error."""
+        try:
+            self.services.database.call("toban_save_part", **self.attempt.fence, data=part)
+        except TobanError as error:
+            log.warning("work.unsaved", key=self.key, reason=str(error))
+
+    def saved(self) -> list[Any]:
+        """The parts that earlier attempts at this revision of the row have saved, in order."""
+        try:
+            parts: list[Any] = self.services.database.call("toban_saved_parts", **self.attempt.fence)["parts"]
+        except TobanError as error:
+            log.warning("work.unsaved", key=self.key, reason=str(error))
+            return []
+        return parts
+
+    def cancel(self, reason: str | TobanError) -> None:
+        """End the work at its next word of progress: its lease is lost, or the error says why."""
+        self._cancelled = LeaseLost(reason) if isinstance(reason, str) else reason
 
     @property
     def elapsed(self) -> float:
@@ -131,8 +153,8 @@ def attempt_item(
         # Out of date, or the database is away; in both cases the ledger knows, and takes the item back where it must.
         log.info("work.refused", source=source.name, item=item_id, reason=str(error))
         return Outcome("lost", error=error)
-    work = Work(runtime.services, attempt, source.max_run)
     facts = {"source": source.name, "key": attempt.key, "attempt": attempt.attempt}
+    work = Work(runtime.services, attempt, source.max_run, facts=facts)
     log.info("work.start", **facts)
     with runtime.running(work):
         try:
@@ -154,6 +176,11 @@ def attempt_item(
     return Outcome("completed", attempt.key, attempt.run_id)
 
 
+def give_up(runtime: "Runtime", work: Work, error: TobanError) -> None:
+    """Write from outside how an attempt ends, when it can't any more. Raises `TobanError` when that is not possible."""
+    _end_badly(runtime, work.attempt, error, work.facts, datetime.now(UTC))
+
+
 def _end_badly(runtime: "Runtime", attempt: Attempt, error: Exception, facts: dict[str, Any], now: datetime) -> Outcome:
     if isinstance(error, MemoryError):
         error = OutOfMemory(f"not enough memory: {error or 'MemoryError'}")
@@ -163,6 +190,8 @@ def _end_badly(runtime: "Runtime", attempt: Attempt, error: Exception, facts: di
     told: dict[str, Any] = {"error": words.replace("\0", "�"), "kind": kind}
     if not expected:
         told["traceback"] = "".join(traceback.format_exception(error)).replace("\0", "�")[-20_000:]
+    if isinstance(error, OutOfMemory):
+        told["params"] = FRUGAL
     ledger = runtime.services.ledger
     match decide(error, attempt.tries, now, attempt.max_attempts):
         case Stop():

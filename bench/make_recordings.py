@@ -16,7 +16,8 @@ import av
 import jiwer
 
 from app.settings import Whisper
-from app.speech.engine import build_engine
+from app.speech.hearing import Engine
+from app.speech.pace import FRUGAL
 
 FOLDER = Path(__file__).parents[1] / "app/demo/recordings"
 KITCHEN, OFFICE = "6f0f3a52-8f0e-4f0c-9a5e-2d1c7b1e4a10", "b3d9c1de-5a77-4c83-8a0b-9e1f60c2d7f4"
@@ -87,7 +88,7 @@ def speak(words: str, to: Path) -> None:
 
 def main() -> int:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    engine = build_engine(Whisper(model="tiny.en"), max_seconds=60, threads=0)
+    engine = Engine(Whisper(model="tiny.en"), max_seconds=60, pace=FRUGAL)
     entries: list[dict[str, Any]] = []
     worst = 0.0
     for name, device, recorded_at, words in DAY:

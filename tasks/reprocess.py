@@ -12,5 +12,5 @@ from tasks.base import services
 def reprocess(**selection: Any) -> dict[str, int]:  # noqa: ANN401 - see app/reprocess.py
     """Ask for work again; the arguments are those of `app.reprocess.reprocess`."""
     own = services()
-    held = {own.settings.whisper.model}
+    held = set(own.settings.whisper.models)
     return reprocess_rows(own.database, own.settings.audio.zone, held=held, **selection)

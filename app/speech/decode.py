@@ -1,17 +1,23 @@
-"""Reading any sound file as the samples that a speech engine hears.
+"""Reading any sound file as the samples that a speech engine hears, piece by piece.
 
 Decoding has its own loop, because the file is a stranger's: its length is measured instead of believed, damaged parts
-are stepped over, and only sound containers are opened (playlist formats may name other files and addresses).
+are stepped over, and only sound and film containers are opened (playlist formats may name other files and addresses).
+Nothing here grows with the length of the recording.
 """
 
+import math
+import re
 import wave
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
 import numpy as np
+from av.audio.fifo import AudioFifo
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from numpy.typing import NDArray
@@ -22,159 +28,317 @@ from app.speech.windows import RATE
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
     from av.container import InputContainer
-    from av.packet import Packet
 
 SHORTEST = 0.1  # seconds; no word is shorter
+PIECE = 5 * RATE
+"""The most samples that `Sound.samples` hands over at once."""
 
 _CONTAINERS = "wav,w64,aiff,au,caf,flac,ogg,mp3,aac,amr,mov,matroska,asf"
 # Containers whose header counts samples. The length of bare mp3 or aac is a guess from the bit rate (56.2 s for a file
 # of 59.9 s), and a guess is no promise. The wav reader of FFmpeg caps the length at the file's size, so `_promised`
 # asks the header itself.
 _COUNTED = {"flac", "ogg", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"}
-# Else two equal channels come out 1.41 times as loud, and are clipped: FFmpeg evens that out for whole numbers only.
-_MIX = {"rematrix_maxval": "1.0"}
 _UNKNOWN_WAV_BYTES = 0x7FFF_0000  # recorders that can't seek back leave 0x7FFF…, 0x8000_0000 or 0xFFFF_FFFF
+
+# Containers in which a recorder may leave a pause; in flac and ogg time stamps count samples, and a gap is a loss.
+_PAUSING = {"matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "asf"}
+_GAP = 0.1  # seconds; stamps of whole milliseconds jitter, and FFmpeg too bears with this much (min_hard_comp)
+
+# No codec has frames of more samples than flac (65,535 of 8 channels), but an ALAC file may claim 16.8 million each.
+_FRAME = 2**20  # samples, all channels together
+# 8 channels at 192 kHz in 32 bits, 32 times a film's sound. Within 6 h a flac of silence at 655 kHz, 8 channels and a
+# few MB would unpack to 450 GB.
+_BYTES_PER_SECOND = 192_000 * 8 * 4
+_USELESS = 1_000_000  # packets; 2 GB of empty aac packets would take 40 min, and so many are the whole of 5 h
+_CHANGES = 1000  # of the format within a file; each costs a new filter, which takes 0.3 to 30 ms
+
+# Else equal channels come out louder than they are, and are clipped: FFmpeg evens that out for whole numbers only.
+_MIX = {"rematrix_maxval": "1.0"}
+_CANCELLED = 0.01  # -20 dB; one channel alone keeps 0.5
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """`samples`: float32 [n], 16 kHz, mono, within -1 … 1; `note`: what a person should know about the file."""
+class Sound:
+    """One sound file, measured.
 
-    samples: NDArray[np.float32]
+    `seconds`: its length as a player shows it, so silence where its time stamps leave a gap counts; `note`: what a
+    person should know about the file (truncated, damaged, gaps), or None.
+    """
+
+    path: Path
+    seconds: float
     note: str | None
 
-    @property
-    def seconds(self) -> float:
-        return self.samples.size / RATE
+    def samples(self, start: int = 0) -> Iterator[NDArray[np.float32]]:
+        """The sound from sample `start` on: float32 [n], 16 kHz, mono, finite, within -1 … 1; n is at most `PIECE`.
+
+        The same file gives the same samples each time, `seconds` of them in all, and `start` only cuts: what comes
+        before is decoded and dropped. Raises `Permanent` if the file can't be read any more.
+        """
+        passed = 0
+        for sound in _sound(self.path, self.seconds):
+            for first in range(max(start - passed, 0), sound.size, PIECE):
+                yield sound[first : first + PIECE]
+            passed += sound.size
 
 
-def decode(path: Path, *, max_seconds: float) -> Decoded:
-    """The sound of the file `path`; of several audio streams the first.
+def measure(path: Path, *, max_seconds: float) -> Sound:
+    """Goes over the sound of the file `path` once (of several audio streams the first), holding a frame at a time.
 
-    At most `max_seconds` (plus one frame) are decoded, whatever the header says. What is damaged is left out, and what
-    a truncated file lacks is missing; `note` tells. Raises `Permanent` with the reason when there is nothing to hear:
-    an empty file, not sound, no audio stream, no or too few samples, too long. Messages don't name the path.
+    At most `max_seconds` are decoded, whatever the header says. What is damaged is left out, and what a truncated file
+    lacks is missing; the note tells. Gaps between time stamps become silence, as in a player, so that the times of the
+    words are the player's too; a gap that leads beyond `max_seconds` is a false stamp's, and is left out.
+    Raises `Permanent` with the reason when there is nothing to hear: an empty file, not sound, no audio stream, no or
+    too few samples, too long. Messages don't name the path.
     """
     if path.stat().st_size == 0:
         raise Permanent("the file is empty (0 bytes); record or upload it again")
     reading = _Reading(max_seconds)
+    with _opened(path) as (container, stream):
+        for _ in reading.frames(container, stream):
+            pass
+        promised = _promised(path, container, stream)
+    if not reading.seconds and reading.damaged:
+        raise Permanent(f"not an audio file PyAV can read: all of its {reading.damaged} packets are damaged")
+    if reading.refused:
+        raise Permanent(reading.refused)
+    if not reading.seconds:
+        raise Permanent("the file holds no audio (0 samples)")
+    if reading.seconds < SHORTEST:
+        raise Permanent(f"too short to hold speech: {reading.seconds:.5f}".rstrip("0").rstrip(".") + " s")
+    return Sound(path, round(reading.position * RATE) / RATE, reading.note(promised))
+
+
+@contextmanager
+def _opened(path: Path) -> "Iterator[tuple[InputContainer, AudioStream]]":
+    limits = {"max_samples": str(_FRAME)}
+    options = {"format_whitelist": _CONTAINERS, **limits}  # for the look into the file that opening takes
     try:
         # "file:" keeps a colon in the path from being read as a protocol.
-        with av.open(f"file:{path}", metadata_errors="ignore", options={"format_whitelist": _CONTAINERS}) as container:
+        with av.open(f"file:{path}", metadata_errors="ignore", options=options) as container:
             if not container.streams.audio:
                 raise Permanent("the file has no audio stream")
             stream = container.streams.audio[0]
-            samples = reading.samples(container, stream)
-            promised = _promised(path, container, stream)
+            if decoder := stream.codec_context:  # None: PyAV has none for it, and says so for each packet
+                decoder.options = limits
+            yield container, stream
     except MemoryError:  # one of PyAV's errors is this too, and it is no fault of the file's
         raise
     except av.FFmpegError as error:
         raise Permanent(f"not an audio file PyAV can read ({error.strerror})") from None
-    if not samples.size and reading.damaged:
-        raise Permanent(f"not an audio file PyAV can read: all of its {reading.damaged} packets are damaged")
-    if reading.seconds == 0:
-        raise Permanent("the file holds no audio (0 samples)")
-    if min(reading.seconds, samples.size / RATE) < SHORTEST:
-        raise Permanent(f"too short to hold speech: {reading.seconds:.5f}".rstrip("0").rstrip(".") + " s")
-    return Decoded(samples, reading.note(promised))
 
 
 class _Reading:
-    """One pass over one file: counts what went by."""
+    """One pass over one file: says where each frame belongs, and counts what goes by."""
 
     def __init__(self, max_seconds: float) -> None:
         self.max_seconds = max_seconds
+        self.position = 0.0  # seconds of the recording so far, gaps included
         self.seconds = 0.0  # decoded so far
-        self.position = 0.0  # where the last frame ended, by its time stamp
+        self.pauses = 0.0  # seconds of gaps that are no loss
         self.damaged = 0  # packets that could not be decoded
+        self.refused: str | None = None  # why reading stopped before the end
+        self._changes = 0  # of the format
+        self._useless = 0  # packets without a frame
+        self._stamp = -math.inf  # seconds, of the last frame
+        self._shift = 0.0  # seconds; makes a time stamp a time of the recording
 
-    def samples(self, container: "InputContainer", stream: "AudioStream") -> NDArray[np.float32]:
-        sound = bytearray()  # grows in place; joining a list of arrays would need the memory twice
-        for frame in self._resampled(self._frames(container, stream)):
-            sound += np.ascontiguousarray(frame.to_ndarray(), dtype=np.float32).data.cast("B")
-        samples = np.frombuffer(sound, dtype=np.float32)
-        np.nan_to_num(samples, copy=False)  # float files may hold anything
-        return np.clip(samples, -1.0, 1.0, out=samples)
+    def frames(
+        self, container: "InputContainer", stream: "AudioStream"
+    ) -> Iterator[tuple[int | None, AudioFrame | None]]:
+        """Each frame, with its place if it does not just continue the one before; at last the end's place, and None.
 
-    def _frames(self, container: "InputContainer", stream: "AudioStream") -> Iterator[AudioFrame]:
-        for packet in self._packets(container, stream):
-            try:
-                frames = packet.decode()
-            except MemoryError:
-                raise
-            except av.FFmpegError:  # whichever: damaged aac is "invalid data", "not permitted", "not implemented" …
-                self.damaged += 1
-                continue
-            for frame in frames:
-                length = frame.samples / frame.sample_rate
-                self.seconds += length
-                self.position = max(self.position + length, (frame.time or 0.0) + length)
-                if self.seconds > self.max_seconds:
-                    raise Permanent(
-                        f"longer than the limit of {self.max_seconds:g} s; split it, or raise AUDIO_MAX_SECONDS"
-                    )
-                yield frame
-
-    def _resampled(self, frames: Iterator[AudioFrame]) -> Iterator[AudioFrame]:
-        """Frames of 32-bit floats, 16 kHz, mono.
-
-        The format may change within a file (recordings joined end to end, a damaged header); PyAV's resampler refuses
-        that, so each stretch gets its own. Fed with None it hands over what it still holds, or that None.
+        Places are samples at 16 kHz. Between two there may be a gap, and the format may change (recordings joined end
+        to end, a damaged header).
         """
-        resampler, form = None, None
-        for frame in frames:
-            frame.pts = None  # gaps are left out, not filled with silence
-            now = (frame.format.name, frame.layout.name, frame.sample_rate)
-            if resampler is None or now != form:
-                if resampler:
-                    yield from filter(None, resampler.resample(None))
-                resampler, form = AudioResampler(format="flt", layout="mono", rate=RATE, options=_MIX), now
-            try:
-                converted = resampler.resample(frame)
-            except MemoryError:
-                raise
-            except av.FFmpegError:  # no way to mono from 99 channels, say
+        self._shift = -_origin(container)
+        pausing = container.format.name in _PAUSING
+        form, damaged = None, 0
+        for frame in self._decoded(container, stream):
+            before, form = form, (frame.format.name, frame.layout.name, frame.sample_rate)
+            self._changes += form != before
+            gap, length = self._gap(frame.time), frame.samples / max(frame.sample_rate, 1)
+            if self._refuses(self.position + gap + length):
+                break
+            if not _convertible(*form):
                 self.damaged += 1
-                resampler = None
-            else:
-                yield from converted
-        if resampler:
-            yield from filter(None, resampler.resample(None))
+                form = None
+                continue
+            if pausing and self.damaged == damaged:
+                self.pauses += gap
+            place = round((self.position + gap) * RATE) if gap or form != before else None
+            self.position += gap + length
+            self.seconds += length
+            damaged = self.damaged
+            frame.pts = None  # places are ours
+            yield place, frame
+        yield round(self.position * RATE), None
 
-    def _packets(self, container: "InputContainer", stream: "AudioStream") -> "Iterator[Packet[AudioStream]]":
+    def _decoded(self, container: "InputContainer", stream: "AudioStream") -> Iterator[AudioFrame]:
         try:
-            yield from container.demux(stream)
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode()
+                except MemoryError:
+                    raise
+                except av.FFmpegError:  # whichever: damaged aac is "invalid data", "not permitted", "not implemented" …
+                    frames = []
+                    self.damaged += 1
+                self._useless += not frames
+                if self._useless > _USELESS:
+                    self.damaged += 1
+                    return
+                yield from frames
         except MemoryError:
             raise
         except av.FFmpegError:  # the container itself breaks off; what came before is still good
             self.damaged += 1
 
+    def _gap(self, stamp: float | None) -> float:
+        """Seconds without sound before the frame of this time stamp."""
+        if stamp is None:
+            return 0.0
+        if stamp < self._stamp:  # they begin again: recordings joined end to end
+            self._shift = self.position - stamp
+        self._stamp = stamp
+        place = stamp + self._shift
+        return place - self.position if self.position + _GAP < place <= self.max_seconds else 0.0
+
+    def _refuses(self, position: float) -> bool:
+        if round(position * RATE) > round(self.max_seconds * RATE):
+            self.refused = f"longer than the limit of {self.max_seconds:g} s; split it, or raise AUDIO_MAX_SECONDS"
+        elif self._changes > _CHANGES:
+            self.refused = f"its sample format changes more than {_CHANGES} times; convert it to a single one"
+        return self.refused is not None
+
     def note(self, promised: float | None) -> str | None:
-        missing = (promised or 0.0) - self.seconds
-        if promised and missing > max(1.0, 0.02 * promised):
+        missing = (promised or 0.0) - self.seconds - self.pauses
+        if promised and missing > _noticed(promised):
             if promised - self.position > missing / 2:  # it ends early; else the gap is inside
                 return (
-                    f"truncated: the header promises {promised:.1f} s, the file holds {self.seconds:.1f} s; "
+                    f"truncated: the header promises {promised:.1f} s, the file holds {self.position:.1f} s; "
                     "transcribed what is there"
                 )
             return f"damaged: {missing:.1f} s of {promised:.1f} s could not be decoded and were left out"
         if self.damaged:
             return f"damaged: {self.damaged} packets could not be decoded and were left out"
+        if self.pauses > _noticed(self.position):
+            return f"gaps: for {self.pauses:.1f} s of {self.position:.1f} s the file holds no sound; taken as silence"
         return None
+
+
+def _noticed(seconds: float) -> float:
+    """How much of `seconds` s may be missing before a person is told."""
+    return max(1.0, 0.02 * seconds)
+
+
+class _Mono:
+    """Frames of one format on their way to 16 kHz, mono.
+
+    They have 20 to a million samples, so they are gathered, or cut, to one second: a call costs more than its samples.
+    """
+
+    def __init__(self, form: AudioFrame) -> None:
+        self._fifo = AudioFifo()
+        self._rate = form.sample_rate
+        self._resampler = _resampler(form.layout.nb_channels)
+
+    def sound(self, frame: AudioFrame | None) -> Iterator[NDArray[np.float32]]:
+        """What is ready by now: float32 [n]; None ends it, and gives the rest."""
+        if frame:
+            self._fifo.write(frame)
+        while second := self._fifo.read(self._rate, partial=frame is None):
+            yield from self._converted(second)
+        if frame is None:
+            yield from self._converted(None)
+
+    def _converted(self, frame: AudioFrame | None) -> Iterator[NDArray[np.float32]]:
+        for converted in filter(None, self._resampler.resample(frame)):  # fed with None, it may answer [None]
+            sound = converted.to_ndarray().astype(np.float32, copy=False)
+            yield _mixed(np.nan_to_num(sound)).clip(-1.0, 1.0)
+
+
+def _resampler(channels: int) -> AudioResampler:
+    return AudioResampler(format="fltp", layout="mono" if channels == 1 else "stereo", rate=RATE, options=_MIX)
+
+
+@lru_cache(maxsize=128)
+def _convertible(name: str, layout: str, rate: int) -> bool:
+    """Whether sound of this format can become mono at 16 kHz; 99 channels can't."""
+    try:
+        trial = AudioFrame(name, layout, samples=1)
+        trial.sample_rate = rate
+        if not 0 < rate * trial.layout.nb_channels * trial.format.bytes <= _BYTES_PER_SECOND:
+            return False
+        _resampler(trial.layout.nb_channels).resample(trial)
+    except MemoryError:
+        raise
+    except (av.FFmpegError, ValueError):
+        return False
+    return True
+
+
+def _mixed(sound: NDArray[np.float32]) -> NDArray[np.float32]:
+    """One channel of `sound` (float32 [1 or 2, n]): the mean.
+
+    Where the two cancel each other (one of them has its wires swapped), the mean would be silent: then the first alone.
+    """
+    mean: NDArray[np.float32] = sound.mean(axis=0)
+    cancelled = np.vdot(mean, mean) < _CANCELLED * np.vdot(sound, sound) / len(sound)
+    first: NDArray[np.float32] = sound[0]
+    return first if cancelled else mean
+
+
+def _sound(path: Path, seconds: float) -> Iterator[NDArray[np.float32]]:
+    """The sound of a file measured to have `seconds`: float32 [n], 16 kHz, mono, of any n."""
+    done = 0
+    mono: _Mono | None = None
+    with _opened(path) as (container, stream):
+        for place, frame in _Reading(seconds).frames(container, stream):
+            if place is not None:
+                # A resampler's length differs by some samples from the frames'. Places decide, so that all is as long
+                # as measured.
+                for sound in mono.sound(None) if mono else ():
+                    yield sound[: place - done]
+                    done = min(done + sound.size, place)
+                while done < place:
+                    silence = np.zeros(min(place - done, PIECE), np.float32)
+                    yield silence
+                    done += silence.size
+                mono = _Mono(frame) if frame else None
+            if mono and frame:
+                for sound in mono.sound(frame):
+                    yield sound
+                    done += sound.size
 
 
 def _promised(path: Path, container: "InputContainer", stream: "AudioStream") -> float | None:
-    """Seconds that the header promises; None if it promises nothing."""
+    """The second at which the sound ends by the header; None if that promises nothing."""
     if container.format.name == "wav":
-        try:
-            with wave.open(str(path)) as header:
-                if header.getnframes() * header.getsampwidth() * header.getnchannels() >= _UNKNOWN_WAV_BYTES:
-                    return None
-                return float(header.getnframes() / header.getframerate())
-        except (wave.Error, EOFError, ZeroDivisionError):  # not PCM, say
-            return None
+        return _promised_by_wav(path)
     if container.format.name not in _COUNTED:
         return None
     if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    return container.duration / float(av.time_base) if container.duration else None
+        # MP4 counts from where the stream begins, flac and ogg from 0.
+        start = stream.start_time if container.format.name.startswith("mov") else None
+        return float(((start or 0) + stream.duration) * stream.time_base) - _origin(container)
+    # The header of Matroska has the end of the longest stream; some writers tag each stream with its own.
+    if tag := re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", "")):
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - _origin(container)
+    if container.duration and len(container.streams) == 1:
+        return container.duration / av.time_base - _origin(container)
+    return None
+
+
+def _promised_by_wav(path: Path) -> float | None:
+    try:
+        with wave.open(str(path)) as header:
+            size = header.getnframes() * header.getsampwidth() * header.getnchannels()
+            return None if size >= _UNKNOWN_WAV_BYTES else header.getnframes() / header.getframerate()
+    except (wave.Error, EOFError, ZeroDivisionError):  # not PCM, say
+        return None
+
+
+def _origin(container: "InputContainer") -> float:
+    """The time stamp, in seconds, at which a player shows 0:00: where the first of all streams begins."""
+    return (container.start_time or 0) / av.time_base

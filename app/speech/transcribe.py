@@ -11,6 +11,7 @@ from typing import Any
 from app.errors import NothingThere, NotReady, Permanent
 from app.ledger import Claimed
 from app.services import Services
+from app.speech.engine import Finished
 from app.work import Work
 
 # The longest that transcribing may take, for each second of audio: a slow machine with a big model needs about 3.
@@ -37,7 +38,8 @@ def transcribe(work: Work) -> dict[str, Any]:
     if recorded_at is None:
         raise Permanent("the row has no recorded_at, so its time block is unknown")
     date, block = time_block(recorded_at, services.settings.audio.zone)
-    _check_model(work)
+    model = _model(work)
+    frugal = bool(work.params.get("frugal"))
 
     def progress(done: float, total: float) -> None:
         work.allow(max(LEAST, timedelta(seconds=SLOWEST * total)))
@@ -47,12 +49,18 @@ def transcribe(work: Work) -> dict[str, Any]:
     with tempfile.TemporaryFile(prefix="toban-audio-") as file:
         audio = Path(f"/proc/self/fd/{file.fileno()}")
         with work.phase("loading the model", LOADING):
-            services.engine.prepare()
+            services.engine.prepare(model, frugal=frugal)
         with work.phase("fetching", services.settings.audio.audio_fetch_timeout):
             _fetch(work, audio)
         started = time.monotonic()
         transcription = services.engine.transcribe(
-            audio, language=services.settings.whisper.language, progress=progress
+            audio,
+            language=services.settings.whisper.language,
+            progress=progress,
+            model=model,
+            frugal=frugal,
+            finished=[Finished.of(part) for part in work.saved()] if work.attempt.attempt > 1 else (),
+            save=lambda part: work.save(part.as_json()),
         )
         seconds = time.monotonic() - started
     work.remark(transcription.note)
@@ -104,7 +112,13 @@ def _fetch(work: Work, to: Path) -> None:
         raise NothingThere(str(error), final_at=final_at) from error
 
 
-def _check_model(work: Work) -> None:
-    asked, held = work.params.get("model"), work.services.settings.whisper.model
-    if asked and asked != held:
-        raise NotReady(f"the model {asked!r} was asked for, but the worker holds {held!r} (WHISPER_MODEL)")
+def _model(work: Work) -> str:
+    """The model that the row asks for, or the worker's own."""
+    held = work.services.settings.whisper.models
+    asked = work.params.get("model") or held[0]
+    if asked not in held:
+        raise NotReady(
+            f"the model {asked!r} was asked for, and this worker holds {', '.join(held)} "
+            "(WHISPER_MODEL, WHISPER_EXTRA_MODELS)"
+        )
+    return str(asked)

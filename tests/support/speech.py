@@ -26,9 +26,9 @@ def spoken() -> list[Spoken]:
 
 def make_wav(target: Path, repeats: int) -> Path:
     """All recordings one after another, `repeats` times, as 16-bit mono WAV at 16 kHz."""
-    from app.speech.decode import decode
+    from tests.support.sounds import whole
 
-    pieces = [decode(entry.path, max_seconds=60).samples for entry in spoken()] * repeats
+    pieces = [whole(entry.path, max_seconds=60) for entry in spoken()] * repeats
     with wave.open(str(target), "wb") as output:
         output.setnchannels(1)
         output.setsampwidth(2)

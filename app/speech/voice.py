@@ -1,0 +1,112 @@
+"""Finding the speech in a recording of any length, holding no more than a minute of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RATE = 16_000
+"""Samples per second of everything an engine hears."""
+
+CHUNK = 30 * RATE
+"""What a Whisper model hears at once, samples."""
+
+# -60 dB of full scale. At that peak the voice detector finds nothing any more even in clear speech (at -54 dB it finds
+# all of it), so nothing is lost and neither detector nor model needs to run.
+_QUIET = 0.001
+_BLOCK = 60 * RATE  # what is looked at in one go: twice the longest stretch, so that each look settles something
+_MARGIN = RATE // 2  # what ends nearer than this to a block's end is looked at again with what follows
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Speech without a pause of note. `start`: sample in the recording; `samples`: float32 [n], n ≤ CHUNK."""
+
+    start: int
+    samples: NDArray[np.float32]
+
+    @property
+    def end(self) -> int:
+        return self.start + self.samples.size
+
+
+def stretches(pieces: Iterator[NDArray[np.float32]], start: int = 0) -> Iterator[Stretch | int]:
+    """The speech in `pieces` (float32 [n], 16 kHz, mono) in order, cut in its pauses, as Stretches.
+
+    `start`: the first piece's place in the recording, samples. Between them come numbers: up to that sample everything
+    has been looked at.
+    """
+    block = np.empty(0, np.float32)
+    for piece in pieces:
+        block = np.concatenate([block, piece])
+        while block.size >= _BLOCK:
+            found, settled = _settled(block[:_BLOCK])
+            yield from _placed(block, found, start)
+            start += settled
+            yield start
+            block = block[settled:]
+    yield from _placed(block, _speech(block), start)
+    yield start + block.size
+
+
+def _settled(block: NDArray[np.float32]) -> tuple[list[tuple[int, int]], int]:
+    """The speech that ends well inside the block, and up to where the block is done with."""
+    found = _speech(block)
+    edge = block.size - _MARGIN
+    done = [part for part in found if part[1] <= edge]
+    if len(done) == len(found):
+        return done, edge
+    # The detector needs a moment before the first word, but must not hear the last stretch again.
+    return done, max(done[-1][1] if done else 0, found[len(done)][0] - _MARGIN)
+
+
+def _speech(block: NDArray[np.float32]) -> list[tuple[int, int]]:
+    """Where somebody speaks: first and last sample."""
+    if not block.size or max(block.max(), -block.min()) <= _QUIET:
+        return []
+    from faster_whisper.vad import get_speech_timestamps
+
+    # 364 s of sentences with pauses of 0.2 to 0.9 s, tiny.en: word error rate 0.105 with these pauses and edges, 0.118
+    # with 500 and 200 ms, 0.129 with the library's own 2000 and 400 ms; and 12 chunks instead of 13.
+    found = get_speech_timestamps(
+        block,
+        min_silence_duration_ms=300,
+        speech_pad_ms=150,
+        min_speech_duration_ms=60,
+        max_speech_duration_s=CHUNK / RATE - 1,
+    )
+    return [(part["start"], min(part["end"], part["start"] + CHUNK)) for part in found]
+
+
+def _placed(block: NDArray[np.float32], found: list[tuple[int, int]], start: int) -> Iterator[Stretch]:
+    for first, last in found:
+        yield Stretch(start + first, block[first:last].copy())
+
+
+@dataclass
+class Chunk:
+    """Stretches that a model hears together, one after the other, at most 30 s in all."""
+
+    stretches: list[Stretch]
+
+    @property
+    def samples(self) -> NDArray[np.float32]:
+        """float32 [n], n ≤ CHUNK."""
+        return np.concatenate([stretch.samples for stretch in self.stretches])
+
+    @property
+    def size(self) -> int:
+        return sum(stretch.samples.size for stretch in self.stretches)
+
+    def takes(self, stretch: Stretch) -> bool:
+        return self.size + stretch.samples.size <= CHUNK
+
+    def moment(self, seconds: float, *, ends: bool = False) -> float:
+        """Seconds in the recording of what is heard `seconds` into the chunk; `ends`: of an end there."""
+        left = seconds * RATE
+        for stretch in self.stretches:
+            if left < stretch.samples.size or (ends and left <= stretch.samples.size):
+                return (stretch.start + max(left, 0.0)) / RATE
+            left -= stretch.samples.size
+        return self.stretches[-1].end / RATE

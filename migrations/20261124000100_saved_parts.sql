@@ -1,0 +1,98 @@
+-- What a long attempt has done so far, so that the next one goes on from there.
+
+create table if not exists public.saved_parts (
+  item_id bigint not null references public.work_items (id) on delete cascade,
+  revision integer not null,
+  part integer not null,
+  data jsonb not null,
+  saved_at timestamptz not null default now(),
+  primary key (item_id, revision, part)
+);
+comment on table public.saved_parts is 'parts of unfinished work, in the shape of the item''s source';
+alter table public.saved_parts enable row level security;
+
+-- p: id, attempt, token, data (of any shape) → saved true   or   saved false, reason
+-- A part is saved only by the attempt that owns the item. Saved twice (a lost answer), it is there twice: the source
+-- tells its parts apart.
+create or replace function public.toban_save_part(p jsonb) returns jsonb
+language plpgsql security definer set search_path = '' set statement_timeout = '15s' as $$
+declare
+  w public.work_items;
+begin
+  perform set_config('synchronous_commit', 'off', true);  -- a part that a crash forgets is done again
+  select * into w from public.work_items where id = (p ->> 'id')::bigint for key share;
+  if not found or w.state <> 'processing' or w.attempt <> (p ->> 'attempt')::integer
+     or w.token is distinct from (p ->> 'token')::uuid then
+    return jsonb_build_object('saved', false, 'reason', 'another attempt owns the item');
+  end if;
+  insert into public.saved_parts (item_id, revision, part, data)
+  select w.id, w.started_revision, coalesce(max(part), 0) + 1, p -> 'data'
+    from public.saved_parts where item_id = w.id and revision = w.started_revision;
+  return jsonb_build_object('saved', true);
+end
+$$;
+
+-- p: id, attempt, token → parts [data] of the same revision, in the order they were saved
+create or replace function public.toban_saved_parts(p jsonb) returns jsonb
+language sql stable security definer set search_path = '' set statement_timeout = '15s' as $$
+  select jsonb_build_object('parts', coalesce(jsonb_agg(s.data order by s.part), '[]'))
+  from public.work_items w join public.saved_parts s on s.item_id = w.id and s.revision = w.started_revision
+  where w.id = (p ->> 'id')::bigint and w.state = 'processing' and w.attempt = (p ->> 'attempt')::integer
+    and w.token = (p ->> 'token')::uuid
+$$;
+
+-- Whatever ends an item, or opens it anew, makes its parts useless; only a retry goes on from them.
+create or replace function public.toban_forget_parts() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  delete from public.saved_parts where item_id = new.id;
+  return null;
+end
+$$;
+drop trigger if exists toban_forget_parts on public.work_items;
+create trigger toban_forget_parts after update of state, revision on public.work_items for each row
+  when (new.revision <> old.revision or new.state in ('completed', 'skipped'))
+  execute function public.toban_forget_parts();
+
+-- From here on the tables to lock are named by the migration that makes them.
+drop function public.toban_lock_down();
+create function public.toban_lock_down(p_tables text[] default '{}') returns void
+language plpgsql set search_path = '' as $$
+declare
+  v_name text;
+  v_called boolean;
+  v_sequence text;
+  v_roles text := (select string_agg(quote_ident(rolname), ', ') from pg_catalog.pg_roles
+                   where rolname in ('anon', 'authenticated'));
+  v_service boolean := exists (select from pg_catalog.pg_roles where rolname = 'service_role');
+begin
+  for v_name, v_called in
+    select p.oid::regprocedure::text, p.prosecdef and pg_catalog.pg_get_function_identity_arguments(p.oid) = 'p jsonb'
+    from pg_catalog.pg_proc p
+    where p.pronamespace = 'public'::regnamespace and p.proname like 'toban\_%'
+  loop
+    execute format('revoke all on function %s from public%s', v_name, coalesce(', ' || v_roles, ''));
+    if v_service and v_called then
+      execute format('grant execute on function %s to service_role', v_name);
+    end if;
+  end loop;
+  foreach v_name in array p_tables loop
+    if v_roles is not null then
+      execute format('revoke all on public.%I from %s', v_name, v_roles);
+      for v_sequence in
+        select d.objid::regclass::text from pg_catalog.pg_depend d
+        join pg_catalog.pg_class c on c.oid = d.objid and c.relkind = 'S'
+        where d.refobjid = format('public.%I', v_name)::regclass
+      loop
+        execute format('revoke all on sequence %s from %s', v_sequence, v_roles);
+      end loop;
+    end if;
+    if v_service then
+      execute format('grant select on public.%I to service_role', v_name);
+    end if;
+  end loop;
+end
+$$;
+
+select public.toban_lock_down(array['saved_parts']);
+notify pgrst, 'reload schema';
