@@ -2,7 +2,8 @@
 
 `python -m bench.models SIZE ENGINE TO`. SIZE: tiny, base, small, medium (or tiny.en …), large-v3, turbo; ENGINE:
 faster-whisper (TO is a folder) or openai-whisper (TO is a file). What they say means nothing. They never end a text
-by themselves: each stretch of 30 s is decoded up to the limit of tokens, the longest that decoding can take.
+by themselves: each stretch of 30 s is decoded up to the limit of tokens, the longest that decoding can take. Writing
+large-v3 takes 30 s, 3.8 GB of memory and 2.9 GB of the disk.
 """
 
 import argparse
@@ -69,8 +70,10 @@ def random_ctranslate2(size: str, folder: Path, *, quantization: str = "float16"
 
     `quantization`: how the weights are stored; the published conversions are float16, whatever they compute in.
     `sure`: whether the model trusts its words, so that one pass decides; else every stretch is decoded six times (all
-    temperatures, mostly five texts side by side), the worst that noise can bring. A multilingual size needs the package
-    openai-whisper, for its vocabulary; raises `FileNotFoundError` without it, `FileExistsError` for a folder in use.
+    temperatures, mostly five texts side by side), the worst that noise can bring.
+
+    The words come from the extra `demo`, those of multilingual sizes from openai-whisper: raises `FileNotFoundError`
+    without that, `FileExistsError` if there is such a folder, `ValueError` for another size or quantization.
     """
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"unknown quantization {quantization!r}; known are {', '.join(QUANTIZATIONS)}")
@@ -271,7 +274,7 @@ def _words(vocabulary: int) -> _Words:
 def _multilingual() -> tuple[list[str], list[str]]:
     """The tokens of text of the multilingual models, and the pairs that are joined to longer ones, first come first.
 
-    Where a token can be made of several pairs all of them are listed, so single texts are cut otherwise than by the
+    Where a token can be made of several pairs all of them are listed, so a text may be cut otherwise than by the
     published tokenizer.
     """
     package = find_spec("whisper")
@@ -307,11 +310,15 @@ def main() -> None:
     parser.add_argument("--quantization", choices=QUANTIZATIONS, default="float16", help="of faster-whisper's")
     parser.add_argument("--sure", action="store_true", help="one pass over each stretch instead of six")
     arguments = parser.parse_args()
-    if arguments.engine == "openai-whisper":
-        random_openai(arguments.size, arguments.to, sure=arguments.sure)
-    else:
-        random_ctranslate2(arguments.size, arguments.to, quantization=arguments.quantization, sure=arguments.sure)
-    print(arguments.to)
+    size, to, sure = arguments.size, arguments.to, arguments.sure
+    try:
+        if arguments.engine == "openai-whisper":
+            random_openai(size, to, sure=sure)
+        else:
+            random_ctranslate2(size, to, quantization=arguments.quantization, sure=sure)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    print(to)
 
 
 if __name__ == "__main__":

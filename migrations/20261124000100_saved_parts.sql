@@ -9,7 +9,6 @@ create table if not exists public.saved_parts (
   primary key (item_id, revision, part)
 );
 comment on table public.saved_parts is 'parts of unfinished work, in the shape of the item''s source';
-alter table public.saved_parts enable row level security;
 
 -- p: id, attempt, token, data (of any shape) → saved true   or   saved false, reason
 -- A part is saved only by the attempt that owns the item. Saved twice (a lost answer), it is there twice: the source
@@ -54,45 +53,23 @@ create trigger toban_forget_parts after update of state, revision on public.work
   when (new.revision <> old.revision or new.state in ('completed', 'skipped'))
   execute function public.toban_forget_parts();
 
--- From here on the tables to lock are named by the migration that makes them.
-drop function public.toban_lock_down();
-create function public.toban_lock_down(p_tables text[] default '{}') returns void
+-- The ledger's tables are for the service alone; a later table's migration ends with this.
+create or replace function public.toban_lock_table(p_table text) returns void
 language plpgsql set search_path = '' as $$
 declare
-  v_name text;
-  v_called boolean;
-  v_sequence text;
   v_roles text := (select string_agg(quote_ident(rolname), ', ') from pg_catalog.pg_roles
                    where rolname in ('anon', 'authenticated'));
-  v_service boolean := exists (select from pg_catalog.pg_roles where rolname = 'service_role');
 begin
-  for v_name, v_called in
-    select p.oid::regprocedure::text, p.prosecdef and pg_catalog.pg_get_function_identity_arguments(p.oid) = 'p jsonb'
-    from pg_catalog.pg_proc p
-    where p.pronamespace = 'public'::regnamespace and p.proname like 'toban\_%'
-  loop
-    execute format('revoke all on function %s from public%s', v_name, coalesce(', ' || v_roles, ''));
-    if v_service and v_called then
-      execute format('grant execute on function %s to service_role', v_name);
-    end if;
-  end loop;
-  foreach v_name in array p_tables loop
-    if v_roles is not null then
-      execute format('revoke all on public.%I from %s', v_name, v_roles);
-      for v_sequence in
-        select d.objid::regclass::text from pg_catalog.pg_depend d
-        join pg_catalog.pg_class c on c.oid = d.objid and c.relkind = 'S'
-        where d.refobjid = format('public.%I', v_name)::regclass
-      loop
-        execute format('revoke all on sequence %s from %s', v_sequence, v_roles);
-      end loop;
-    end if;
-    if v_service then
-      execute format('grant select on public.%I to service_role', v_name);
-    end if;
-  end loop;
+  execute format('alter table public.%I enable row level security', p_table);
+  if v_roles is not null then
+    execute format('revoke all on public.%I from %s', p_table, v_roles);
+  end if;
+  if exists (select from pg_catalog.pg_roles where rolname = 'service_role') then
+    execute format('grant select on public.%I to service_role', p_table);
+  end if;
 end
 $$;
 
-select public.toban_lock_down(array['saved_parts']);
+select public.toban_lock_table('saved_parts');
+select public.toban_lock_down();
 notify pgrst, 'reload schema';

@@ -28,9 +28,9 @@ def status(*, as_json: bool, watch: bool) -> None:
         if watch:
             _watch(database, screen, as_json=as_json)
         elif as_json:
-            typer.echo(json.dumps(database.call("toban_status"), ensure_ascii=False))
+            typer.echo(json.dumps(_asked(database), ensure_ascii=False))
         else:
-            screen.print(rendered(database.call("toban_status")))
+            screen.print(rendered(_asked(database)))
     finally:
         database.close()
 
@@ -39,12 +39,12 @@ def _watch(database: Database, screen: Console, *, as_json: bool) -> None:
     try:
         if as_json:  # one line each
             while True:
-                typer.echo(json.dumps(database.call("toban_status"), ensure_ascii=False))
+                typer.echo(json.dumps(_asked(database), ensure_ascii=False))
                 time.sleep(2)
         with Live(console=screen, screen=screen.is_terminal, auto_refresh=False) as live:
             while True:
                 try:
-                    live.update(rendered(database.call("toban_status")), refresh=True)
+                    live.update(rendered(_asked(database)), refresh=True)
                 except Transient as error:
                     live.update(f"{escape(str(error))}\nTrying again …", refresh=True)
                 time.sleep(1)
@@ -52,10 +52,15 @@ def _watch(database: Database, screen: Console, *, as_json: bool) -> None:
         return
 
 
+def _asked(database: Database) -> Status:
+    return {**database.call("toban_status"), **database.call("toban_other_incidents")}
+
+
 def rendered(status: Status) -> RenderableType:
     """The whole answer of `toban_status` for a person."""
     now = datetime.fromisoformat(status["now"])
     parts: list[RenderableType] = [_sources(status, now), _workers(status, now)]
+    parts += [f"[bold red]{escape(one['title'])}: {escape(one['message'] or 'error')}[/]" for one in status["incidents"]]
     parts += [f"[bold yellow]{escape(warning)}[/]" for warning in warnings(status)]
     parts.append(_jobs(status, now))
     if status["running"]:

@@ -5,17 +5,20 @@ are stepped over, and only sound and film containers are opened (playlist format
 Nothing here grows with the length of the recording.
 """
 
+import ctypes
 import math
+import os
 import re
-import wave
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
+import av.dictionary
 import numpy as np
 from av.audio.fifo import AudioFifo
 from av.audio.frame import AudioFrame
@@ -38,6 +41,8 @@ _CONTAINERS = "wav,w64,aiff,au,caf,flac,ogg,mp3,aac,amr,mov,matroska,asf"
 # of 59.9 s), and a guess is no promise. The wav reader of FFmpeg caps the length at the file's size, so `_promised`
 # asks the header itself.
 _COUNTED = {"flac", "ogg", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"}
+_LINEAR = {1, 3, 6, 7, 0xFFFE}  # PCM, float, a-law, mu-law, extensible: as many bytes each second
+_CHUNKS = 100  # of a wav header
 _UNKNOWN_WAV_BYTES = 0x7FFF_0000  # recorders that can't seek back leave 0x7FFF…, 0x8000_0000 or 0xFFFF_FFFF
 
 # Containers in which a recorder may leave a pause; in flac and ogg time stamps count samples, and a gap is a loss.
@@ -49,7 +54,9 @@ _FRAME = 2**20  # samples, all channels together
 # 8 channels at 192 kHz in 32 bits, 32 times a film's sound. Within 6 h a flac of silence at 655 kHz, 8 channels and a
 # few MB would unpack to 450 GB.
 _BYTES_PER_SECOND = 192_000 * 8 * 4
-_USELESS = 1_000_000  # packets; 2 GB of empty aac packets would take 40 min, and so many are the whole of 5 h
+_PACKETS = 10_000_000  # each costs 10 µs, even an empty one; 6 h of the shortest (2.5 ms) are 8.6 million
+# The table of 20 h of aac takes as much. One damaged byte in a wav made FFmpeg take 2 GB, an m4a of 848 bytes 1.1 GB.
+_BLOCK = 128 * 1024**2  # bytes at once
 _CHANGES = 1000  # of the format within a file; each costs a new filter, which takes 0.3 to 30 ms
 
 # Else equal channels come out louder than they are, and are clipped: FFmpeg evens that out for whole numbers only.
@@ -111,6 +118,7 @@ def measure(path: Path, *, max_seconds: float) -> Sound:
 
 @contextmanager
 def _opened(path: Path) -> "Iterator[tuple[InputContainer, AudioStream]]":
+    _limit_blocks()
     limits = {"max_samples": str(_FRAME)}
     options = {"format_whitelist": _CONTAINERS, **limits}  # for the look into the file that opening takes
     try:
@@ -122,9 +130,9 @@ def _opened(path: Path) -> "Iterator[tuple[InputContainer, AudioStream]]":
             if decoder := stream.codec_context:  # None: PyAV has none for it, and says so for each packet
                 decoder.options = limits
             yield container, stream
-    except MemoryError:  # one of PyAV's errors is this too, and it is no fault of the file's
-        raise
     except av.FFmpegError as error:
+        if _out_of_memory(error):
+            raise
         raise Permanent(f"not an audio file PyAV can read ({error.strerror})") from None
 
 
@@ -139,7 +147,7 @@ class _Reading:
         self.damaged = 0  # packets that could not be decoded
         self.refused: str | None = None  # why reading stopped before the end
         self._changes = 0  # of the format
-        self._useless = 0  # packets without a frame
+        self._packets = 0
         self._stamp = -math.inf  # seconds, of the last frame
         self._shift = 0.0  # seconds; makes a time stamp a time of the recording
 
@@ -157,13 +165,17 @@ class _Reading:
         for frame in self._decoded(container, stream):
             before, form = form, (frame.format.name, frame.layout.name, frame.sample_rate)
             self._changes += form != before
-            gap, length = self._gap(frame.time), frame.samples / max(frame.sample_rate, 1)
-            if self._refuses(self.position + gap + length):
+            if self._changes > _CHANGES:
+                self.refused = f"its sample format changes more than {_CHANGES} times; convert it to a single one"
                 break
             if not _convertible(*form):
                 self.damaged += 1
                 form = None
                 continue
+            gap, length = self._gap(frame.time), frame.samples / frame.sample_rate
+            if round((self.position + gap + length) * RATE) > round(self.max_seconds * RATE):
+                self.refused = f"longer than the limit of {self.max_seconds:g} s; split it, or raise AUDIO_MAX_SECONDS"
+                break
             if pausing and self.damaged == damaged:
                 self.pauses += gap
             place = round((self.position + gap) * RATE) if gap or form != before else None
@@ -177,21 +189,21 @@ class _Reading:
     def _decoded(self, container: "InputContainer", stream: "AudioStream") -> Iterator[AudioFrame]:
         try:
             for packet in container.demux(stream):
+                self._packets += 1
+                if self._packets > _PACKETS:
+                    self.refused = f"consists of more than {_PACKETS:,} packets; convert it"
+                    return
                 try:
                     frames = packet.decode()
-                except MemoryError:
-                    raise
-                except av.FFmpegError:  # whichever: damaged aac is "invalid data", "not permitted", "not implemented" …
-                    frames = []
+                except av.FFmpegError as error:  # damaged aac is "invalid data", "not permitted", "not implemented" …
+                    if _out_of_memory(error):
+                        raise
                     self.damaged += 1
-                self._useless += not frames
-                if self._useless > _USELESS:
-                    self.damaged += 1
-                    return
-                yield from frames
-        except MemoryError:
-            raise
-        except av.FFmpegError:  # the container itself breaks off; what came before is still good
+                else:
+                    yield from frames
+        except av.FFmpegError as error:  # the container itself breaks off; what came before is still good
+            if _out_of_memory(error):
+                raise
             self.damaged += 1
 
     def _gap(self, stamp: float | None) -> float:
@@ -203,13 +215,6 @@ class _Reading:
         self._stamp = stamp
         place = stamp + self._shift
         return place - self.position if self.position + _GAP < place <= self.max_seconds else 0.0
-
-    def _refuses(self, position: float) -> bool:
-        if round(position * RATE) > round(self.max_seconds * RATE):
-            self.refused = f"longer than the limit of {self.max_seconds:g} s; split it, or raise AUDIO_MAX_SECONDS"
-        elif self._changes > _CHANGES:
-            self.refused = f"its sample format changes more than {_CHANGES} times; convert it to a single one"
-        return self.refused is not None
 
     def note(self, promised: float | None) -> str | None:
         missing = (promised or 0.0) - self.seconds - self.pauses
@@ -255,7 +260,9 @@ class _Mono:
     def _converted(self, frame: AudioFrame | None) -> Iterator[NDArray[np.float32]]:
         for converted in filter(None, self._resampler.resample(frame)):  # fed with None, it may answer [None]
             sound = converted.to_ndarray().astype(np.float32, copy=False)
-            yield _mixed(np.nan_to_num(sound)).clip(-1.0, 1.0)
+            if not np.isfinite(sound).all():  # float files may hold anything
+                np.nan_to_num(sound, copy=False)
+            yield _mixed(sound.clip(-1.0, 1.0))
 
 
 def _resampler(channels: int) -> AudioResampler:
@@ -271,11 +278,32 @@ def _convertible(name: str, layout: str, rate: int) -> bool:
         if not 0 < rate * trial.layout.nb_channels * trial.format.bytes <= _BYTES_PER_SECOND:
             return False
         _resampler(trial.layout.nb_channels).resample(trial)
-    except MemoryError:
-        raise
-    except (av.FFmpegError, ValueError):
+    except (av.FFmpegError, ValueError) as error:
+        if _out_of_memory(error):
+            raise
         return False
     return True
+
+
+@cache
+def _limit_blocks() -> None:
+    """FFmpeg takes the memory that a header asks for before it looks whether the file has so much.
+
+    PyAV does not pass its limit on, but is linked to it.
+    """
+    with suppress(AttributeError, OSError):  # unless it was built without FFmpeg's names
+        ctypes.CDLL(av.dictionary.__file__).av_max_alloc(ctypes.c_size_t(_BLOCK))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; FFmpeg says so too at its limit, and then the file is to blame."""
+    if not isinstance(error, MemoryError):
+        return False
+    try:
+        bytearray(_BLOCK)
+    except MemoryError:
+        return True
+    return False
 
 
 def _mixed(sound: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -283,9 +311,11 @@ def _mixed(sound: NDArray[np.float32]) -> NDArray[np.float32]:
 
     Where the two cancel each other (one of them has its wires swapped), the mean would be silent: then the first alone.
     """
-    mean: NDArray[np.float32] = sound.mean(axis=0)
-    cancelled = np.vdot(mean, mean) < _CANCELLED * np.vdot(sound, sound) / len(sound)
     first: NDArray[np.float32] = sound[0]
+    if len(sound) == 1:
+        return first
+    mean: NDArray[np.float32] = (first + sound[1]) / 2
+    cancelled = np.vdot(mean, mean) < _CANCELLED * np.vdot(sound, sound) / 2
     return first if cancelled else mean
 
 
@@ -323,7 +353,7 @@ def _promised(path: Path, container: "InputContainer", stream: "AudioStream") ->
         start = stream.start_time if container.format.name.startswith("mov") else None
         return float(((start or 0) + stream.duration) * stream.time_base) - _origin(container)
     # The header of Matroska has the end of the longest stream; some writers tag each stream with its own.
-    if tag := re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", "")):
+    if tag := re.fullmatch(r"(\d\d):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", "")):
         return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - _origin(container)
     if container.duration and len(container.streams) == 1:
         return container.duration / av.time_base - _origin(container)
@@ -331,12 +361,19 @@ def _promised(path: Path, container: "InputContainer", stream: "AudioStream") ->
 
 
 def _promised_by_wav(path: Path) -> float | None:
-    try:
-        with wave.open(str(path)) as header:
-            size = header.getnframes() * header.getsampwidth() * header.getnchannels()
-            return None if size >= _UNKNOWN_WAV_BYTES else header.getnframes() / header.getframerate()
-    except (wave.Error, EOFError, ZeroDivisionError):  # not PCM, say
-        return None
+    per_second = 0
+    with path.open("rb") as file:
+        file.seek(12)  # "RIFF", size, "WAVE"
+        for _ in range(_CHUNKS):
+            if len(head := file.read(24)) < 24:
+                break
+            name, size, tag, _, rate, _, block = struct.unpack_from("<4sIHHIIH", head)
+            if name == b"data":
+                return size / per_second if per_second and size < _UNKNOWN_WAV_BYTES else None
+            if name == b"fmt " and tag in _LINEAR:
+                per_second = rate * block
+            file.seek(size + size % 2 - 16, os.SEEK_CUR)
+    return None
 
 
 def _origin(container: "InputContainer") -> float:

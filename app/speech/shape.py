@@ -30,7 +30,7 @@ PUBLISHED = {
     "large": (1280, 32, 32),
 }
 
-_FORMAT = 6  # of model.bin since before CTranslate2 knew Whisper
+_FORMAT = 6  # of model.bin, as CTranslate2 4 writes it
 _SPECIFICATION = "WhisperSpec"
 _PARTS = ("encoder", "decoder")
 _KINDS = (4, 1, 2, 4, 2, 2)  # bytes of a number: float32, int8, int16, int32, float16, bfloat16

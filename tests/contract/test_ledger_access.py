@@ -10,7 +10,7 @@ from app.errors import Permanent, Transient
 from tests.support.ledger import NOON, Ledger
 from tests.support.servers import PostgREST, free_port, key_of, wait_for
 
-OURS = ["work_items", "toban_sources", "jobs", "runs", "run_results", "workers", "transcripts"]
+OURS = ["work_items", "toban_sources", "jobs", "runs", "run_results", "workers", "transcripts", "saved_parts"]
 # Made by the migrations in a database that has none.
 APPS = ["job_status", "audio_files", "vibe_whisper"]
 PUBLIC_KEYS = ["anon", "authenticated"]

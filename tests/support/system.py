@@ -67,13 +67,18 @@ class System:
             process.stop()
         self.logs.remove()
 
-    def run(self, name: str, *arguments: str) -> Process:
-        """Start `celery …` under `name`, with a log of its own; one that had the name before is ended."""
+    def run(self, name: str, *arguments: str, join: Path | None = None) -> Process:
+        """Start `celery …` under `name`, with a log of its own; one that had the name before is ended.
+
+        `join`: a control group to run it in.
+        """
         if old := self.processes.get(name):
             old.stop()
         folder = self.logs.path / name
         folder.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "celery", *arguments]
+        if join:
+            command = ["/bin/sh", "-c", f'echo $$ > {join}/cgroup.procs && exec "$@"', "sh", *command]
         self.processes[name] = Process(command, folder, env=self.env)
         return self.processes[name]
 

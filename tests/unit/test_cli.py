@@ -202,8 +202,15 @@ def a_status(**more: Any) -> Mapping[str, Any]:
                 "finished_at": "2026-11-23T01:00:00+00:00", "last_error": "音声がありません [corrupt]",
             }
         ],
+        "incidents": [],
         **more,
     }  # fmt: skip
+
+
+INCIDENT = {
+    "job_key": "worker-whisper", "title": "Worker of the queue whisper", "since": "2026-11-23T02:00:00+00:00",
+    "message": "host can't start: the speech model medium needs 2.9 GB",
+}  # fmt: skip
 
 
 def text_of(status: Mapping[str, Any]) -> str:
@@ -227,6 +234,11 @@ def test_status_shows_what_a_person_asks() -> None:
     assert "60 min ago" in shown or "1 h ago" in shown
 
 
+def test_status_tells_of_a_worker_that_cannot_start() -> None:
+    shown = text_of(a_status(incidents=[INCIDENT]))
+    assert "Worker of the queue whisper: host can't start: the speech model medium needs 2.9 GB" in shown
+
+
 def test_status_of_an_empty_system() -> None:
     shown = text_of(a_status(sources=[], workers=[], jobs=[], running=[], failed=[]))
     assert "No worker listens to default" in shown
@@ -238,15 +250,16 @@ def test_status_json_is_the_ledgers_answer(
 ) -> None:
     class Answering:
         def call(self, function: str, **_: object) -> Mapping[str, Any]:
-            assert function == "toban_status"
-            return a_status()
+            return {"toban_status": a_status(incidents=[]), "toban_other_incidents": {"incidents": [INCIDENT]}}[
+                function
+            ]
 
         def close(self) -> None:
             pass
 
     monkeypatch.setattr("app.cli.status.open_database", lambda *_, **__: Answering())
     assert run("status", "--json", DATABASE_URL="postgresql://x/y") == 0
-    assert json.loads(capsys.readouterr().out) == a_status()
+    assert json.loads(capsys.readouterr().out) == a_status(incidents=[INCIDENT])
 
 
 def test_a_paused_job_is_not_overdue() -> None:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import ByteSize
 
 from app import doctor
 from app.audio import store
@@ -21,17 +22,26 @@ def test_every_code_has_its_row_in_the_docs() -> None:
 
 def test_a_model_is_not_downloaded_unasked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    (finding,) = speech.words(Whisper(model="medium", models_folder=tmp_path), 60, None)
+    fits, finding = speech.words(Whisper(model="small", models_folder=tmp_path), 60, None)
+    assert (fits.level, fits.code) == ("OK", "D603")
     assert (finding.level, finding.code) == ("WARN", "D601")
-    assert "--speech" in finding.remedy
+    assert "toban models pull small" in finding.remedy
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_that_cannot_be_loaded_has_a_remedy() -> None:
     for model in ("/nowhere", "no-such-model"):
-        (finding,) = speech.words(Whisper(model=model), 60, None)
+        _, finding = speech.words(Whisper(model=model), 60, None)
         assert (finding.level, finding.code) == ("FAIL", "D601")
-        assert "WHISPER_MODEL" in finding.remedy
+        assert "WHISPER_MODEL" in finding.what + finding.remedy
+
+
+def test_a_model_that_does_not_fit_is_told_with_those_that_do() -> None:
+    (finding,) = speech.words(Whisper(model="medium", memory_limit=ByteSize(1024**3)), 60, None)
+    assert (finding.level, finding.code) == ("FAIL", "D603")
+    assert "medium needs" in finding.what
+    assert "base" in finding.remedy
+    assert "WHISPER_MODEL" in finding.remedy
 
 
 @pytest.mark.parametrize(

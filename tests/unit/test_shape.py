@@ -19,6 +19,7 @@ import pytest
 from app.errors import NotReady
 from app.speech import shape as module
 from app.speech.shape import PUBLISHED, Shape, shape, stored
+from bench import models
 from bench.models import QUANTIZATIONS, dims, published, random_ctranslate2, random_openai
 from tests.support.weights import openai_checkpoint, openai_whisper, wheel_model
 
@@ -84,6 +85,17 @@ def test_random_models_of_openai_whisper_are_the_same_every_time(tmp_path: Path)
     first, second = random_openai("tiny", tmp_path / "tiny.pt"), random_openai("tiny", tmp_path / "again/tiny.pt")
     assert first.read_bytes() == second.read_bytes()
     assert shape(first) == published("tiny")
+
+
+def test_a_random_model_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel_model()
+    with pytest.raises(ValueError, match="int4"):
+        random_ctranslate2("tiny.en", tmp_path / "model", quantization="int4")
+    with pytest.raises(FileExistsError):
+        random_ctranslate2("tiny.en", tmp_path)
+    monkeypatch.setattr(models, "find_spec", lambda _: None)
+    with pytest.raises(FileNotFoundError, match="openai-whisper"):
+        random_ctranslate2("tiny", tmp_path / "model")
 
 
 # With the encoder's positions, as Hugging Face counts them, and without: as openai-whisper does.
