@@ -8,7 +8,9 @@ VENV := .venv/.made-$(HERE)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint bench chaos
+.PHONY: help demo up test lint openai bench chaos
+# A version that the tests ran with. Where only PyTorch's own index has a build without GPU libraries, install it first.
+TORCH ?= torch==2.13.0
 MAKEFLAGS += --no-print-directory
 
 help:
@@ -16,6 +18,7 @@ help:
 	@echo "make up      run everything on this machine until Ctrl-C; the data stays in .toban/"
 	@echo "make test    lint, types and tests; missing servers skip theirs (PYTEST_ARGS=…); .ci/run skips none"
 	@echo "make lint    lint and types"
+	@echo "make openai  the second speech engine too: openai-whisper with PyTorch"
 	@echo "make bench   what the ledger costs, beside plain Celery"
 	@echo "make chaos   kill real processes for a long time; nothing may be lost"
 
@@ -33,8 +36,10 @@ lint: .venv/.dev
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
 
-bench: .venv/.dev
+bench: .venv/.openai
 	@$(BIN)/python -m bench.ledger
+
+openai: .venv/.openai
 
 chaos: .venv/.dev
 	@TOBAN_CHAOS=long $(BIN)/python -m pytest tests/chaos $(PYTEST_ARGS)
@@ -48,6 +53,12 @@ chaos: .venv/.dev
 	@echo "Installing Toban with its embedded stack and its tests (some minutes the first time) …"
 	@$(PIP) -e '.[demo,dev]'
 	@touch $@ .venv/.demo
+
+.venv/.openai: .venv/.dev
+	@echo "Installing openai-whisper and PyTorch (some minutes the first time) …"
+	@$(PIP) '$(TORCH)'
+	@$(PIP) -e '.[openai-whisper]'
+	@touch $@
 
 $(VENV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
