@@ -51,7 +51,15 @@ def main() -> None:
         url = postgres.create("day")
         migrate(url)
         system = stack.enter_context(
-            System(url, redis, folder, WHISPER_MODEL=str(model), TOBAN_HEARTBEAT="15", TOBAN_LEASE="60")
+            System(
+                url,
+                redis,
+                folder,
+                WHISPER_MODEL=str(model),
+                TOBAN_HEARTBEAT="15",
+                TOBAN_LEASE="60",
+                TOBAN_QUEUE_LEASE="30",
+            )
         )
         system.add(recording, asked.files)
         system.start("beat", "default")

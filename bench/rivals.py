@@ -1,7 +1,7 @@
 """What `bench.speech` compares Toban with. Run as a script, so that it pays for no module of Toban's.
 
     python bench/rivals.py plain MODEL CORES FILE…     one process, one recording after the other
-    python bench/rivals.py raw MODEL CORES FILE…       a process for each core, batches of 8, the library's voice detector
+    python bench/rivals.py raw MODEL CORES FILE…       a process for each core, voice detector, batches of 8
     python bench/rivals.py timed MODEL CORES FILE…     the same with the time of each word, as Toban stores it
     python bench/rivals.py cli ARGUMENT…               the command `whisper`
 

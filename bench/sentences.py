@@ -156,8 +156,8 @@ def write(samples: Sound, to: Path) -> None:
 
 def _mark(kind: Kind) -> str:
     """Changes with whatever the files depend on."""
-    program = subprocess.run(["espeak-ng", "--version"], capture_output=True, text=True, check=True).stdout.split("Data")
-    told = f"{kind} {program[0]} {Path(__file__).read_text('utf-8')}"
+    program = subprocess.run(["espeak-ng", "--version"], capture_output=True, text=True, check=True).stdout
+    told = f"{kind} {program} {Path(__file__).read_text('utf-8')}"
     return hashlib.blake2b(told.encode(), digest_size=6).hexdigest()
 
 

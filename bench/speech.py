@@ -34,7 +34,7 @@ import psycopg
 from app.embedded import Stack
 from app.settings import Whisper
 from app.speech.memory import cores, plan
-from app.speech.tune import Peak
+from app.speech.trial import Peak
 from bench.make_recordings import plain
 from bench.sentences import CACHE, SENTENCES, Kind, Spoken, recordings, said, write
 from tests.support.weights import openai_checkpoint, wheel_model

@@ -116,6 +116,26 @@ def doctor(
     doctor(speech)
 
 
+@app.command()
+def tune(
+    *,
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="A recording like yours; default: the ones that come along.", metavar="[FILE]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    forget: Annotated[bool, typer.Option("--forget", help="Take back what was found before.")] = False,
+) -> None:
+    """Measure how many children, threads and chunks at once hear most here, for workers to use (minutes)."""
+    from app.cli.tune import forget as forget_it
+    from app.cli.tune import tune
+
+    if forget:
+        forget_it()
+    else:
+        tune(file, as_json=as_json)
+
+
 models = typer.Typer(name="models", help="The speech engines' models on this machine.", no_args_is_help=True)
 app.add_typer(models)
 

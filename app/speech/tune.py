@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from app.errors import NotReady
 from app.settings import Whisper
@@ -189,8 +188,3 @@ def override(settings: Whisper) -> list[str]:
     """The settings that win over what was tuned."""
     names = ("children", "threads", "batch")
     return [f"WHISPER_{name.upper()}={getattr(settings, name)}" for name in names if getattr(settings, name)]
-
-
-def recording(file: Path | None) -> str:
-    """What is heard, for a person."""
-    return f"the start of {file}" if file else "the demo's recordings, again and again"
