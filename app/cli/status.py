@@ -60,7 +60,7 @@ def rendered(status: Status) -> RenderableType:
     """The whole answer of `toban_status` for a person."""
     now = datetime.fromisoformat(status["now"])
     parts: list[RenderableType] = [_sources(status, now), _workers(status, now)]
-    parts += [f"[bold red]{escape(one['title'])}: {escape(one['message'] or 'error')}[/]" for one in status["incidents"]]
+    parts += [f"[bold red]{escape(one['title'])}: {escape(one['message'] or '')}[/]" for one in status["incidents"]]
     parts += [f"[bold yellow]{escape(warning)}[/]" for warning in warnings(status)]
     parts.append(_jobs(status, now))
     if status["running"]:

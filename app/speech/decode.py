@@ -26,7 +26,7 @@ from av.audio.resampler import AudioResampler
 from numpy.typing import NDArray
 
 from app.errors import Permanent
-from app.speech.windows import RATE
+from app.speech.voice import RATE
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream

@@ -19,6 +19,8 @@ Sound = NDArray[np.float32]
 # After the first, greedy try. The libraries go through 0.2, 0.4, 0.6, 0.8 and 1.0; what is no better at 0.6 rarely gets
 # better in between, and each costs as much as the first.
 _TEMPERATURES = (0.2, 0.6, 1.0)
+# Of which the best is taken; no more than a batch, because each takes as much memory as a chunk of one.
+_SAMPLES = 5
 _PREPENDED, _APPENDED = "\"'“¿([{-「『（", "\"'.。,，!！?？:：”)]}、」』）"
 
 
@@ -55,7 +57,7 @@ class FasterWhisper:
 
     def hear(self, chunks: Sequence[Sound], language: str, *, batch: int) -> Iterator[Heard]:
         groups = [chunks[first : first + batch] for first in range(0, len(chunks), batch)]
-        work = _Listening(self._model, self._encoded, language, self._beams)
+        work = _Listening(self._model, self._encoded, language, self._beams, samples=min(batch, _SAMPLES))
         heard = self._pool.map(work, groups) if self._pool else map(work, groups)
         for group in heard:
             yield from group
@@ -71,13 +73,21 @@ class FasterWhisper:
 class _Listening:
     """Hears groups of chunks in one language."""
 
-    def __init__(self, model: Any, encode: Callable[[Sound], Sound], language: str, beams: int) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 - the library has no types
+        encode: Callable[[Sound], Sound],
+        language: str,
+        beams: int,
+        samples: int,
+    ) -> None:
         from faster_whisper.tokenizer import Tokenizer
         from faster_whisper.transcribe import get_suppressed_tokens
 
         self._model = model
         self._encode = encode
         self._beams = beams
+        self._samples = samples
         self._tokenizer: Any = Tokenizer(
             model.hf_tokenizer, model.model.is_multilingual, task="transcribe", language=language
         )
@@ -116,7 +126,12 @@ class _Listening:
             if not is_doubtful(*tries[-1][1]):
                 return tries[-1]
             sampled = self._generated(
-                _storage([encoded]), 1, beam_size=1, num_hypotheses=5, sampling_topk=0, sampling_temperature=temperature
+                _storage([encoded]),
+                1,
+                beam_size=1,
+                num_hypotheses=self._samples,
+                sampling_topk=0,
+                sampling_temperature=temperature,
             )
             tries.append(self._judged(sampled[0]))
         return max(tries, key=lambda one: (not is_doubtful(*one[1]), -max(one[1][2], 2.4), one[1][0]))

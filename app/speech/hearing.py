@@ -28,8 +28,8 @@ from app.speech.voice import RATE, Chunk, Stretch, stretches
 _SPAN = 30 * 60 * RATE
 # How often there should be news of the progress, seconds.
 _NEWS = 60.0
-# Speech after the last word that is too much for a pause, seconds. In two of 40 chunks of clean speech, tiny.en left out
-# up to two thirds of the words so.
+# Speech after the last word that is too much for a pause, seconds. In two of 40 chunks of clean speech, tiny.en left
+# out up to two thirds of the words so.
 _STOPPED_EARLY = 2.5
 _TRIES = 5
 # What took less than this need not be saved, seconds.
@@ -102,7 +102,6 @@ class Engine:
                 progress=progress,
                 save=save,
                 fingerprint=fingerprint,
-                notes=[sound.note],
             )
             hearing.go_on_from(finished)
             hearing.hear(sound.samples(hearing.until))
@@ -114,7 +113,7 @@ class Engine:
                 duration_seconds=sound.seconds,
                 engine=self.name,
                 model=model,
-                note="; ".join(filter(None, hearing.notes)) or None,
+                note="; ".join(filter(None, [sound.note, hearing.remark()])) or None,
             )
 
     def _recognizer(self, model: str, pace: Pace) -> Recognizer:
@@ -122,8 +121,9 @@ class Engine:
             if self._loaded is None or self._loaded[:2] != (model, pace.threads):
                 found = self._models.get(model)
                 self._loaded = None  # first, so that two models need never fit at once
+                load = loader(self.name)
                 try:
-                    recognizer = loader(self.name)(found, self._settings, pace.threads)
+                    recognizer = load(found, self._settings, pace.threads)
                 except Exception as error:  # the libraries share no base class
                     if is_memory(error):
                         raise
@@ -157,7 +157,6 @@ class _Hearing:
     progress: Progress
     save: Save | None
     fingerprint: str
-    notes: list[str | None]
     segments: list[Segment] = field(default_factory=list)
     language: str | None = None
     until: int = 0
@@ -168,7 +167,7 @@ class _Hearing:
     def go_on_from(self, finished: Sequence[Finished]) -> None:
         """Take over what was saved for the very same work."""
         for part in sorted(finished, key=lambda part: part.until):
-            if part.fingerprint == self.fingerprint:
+            if part.fingerprint == self.fingerprint and part.until > self.until:  # else it was saved twice
                 self.segments += part.segments
                 self.language = part.language
                 self.until = part.until
@@ -193,6 +192,7 @@ class _Hearing:
                 self._understand(chunks)
                 chunks = []
                 self._reach(found)
+                self._keep()
         if chunks:
             self._understand(chunks)
         self.progress(self.total, self.total)
@@ -229,12 +229,7 @@ class _Hearing:
         """The language that the recording is heard in."""
         known = recognizer.languages
         if len(known) == 1:
-            only = next(iter(known))
-            if self.asked not in {None, only}:
-                self.notes.append(
-                    f"the model {self.model} knows only English, so the language {self.asked} was not used"
-                )
-            return only
+            return next(iter(known))
         if self.asked:
             if self.asked not in known:
                 raise NotReady(
@@ -246,6 +241,12 @@ class _Hearing:
             for language, share in recognizer.detect(chunk).items():
                 shares[language] = shares.get(language, 0.0) + share * chunk.size
         return max(shares, key=lambda language: shares[language])
+
+    def remark(self) -> str | None:
+        """What a person should know about how it was heard."""
+        if self.asked and self.language and self.asked != self.language:
+            return f"the model {self.model} knows only English, so the language {self.asked} was not used"
+        return None
 
     def _reach(self, until: int) -> None:
         self.until = max(self.until, until)

@@ -130,10 +130,8 @@ def _refusal(settings: Whisper, limit: Limit) -> str:
     model, need = max(needs.items(), key=lambda entry: entry[1])
     children = settings.children or 1
     of = f"{children} children" if children > 1 else "one child"
-    lines = [
-        f"the speech model {model} needs {_size(need * children + _PARENT)} with {of}, and this worker may use "
-        f"{_size(limit.bytes)} ({limit.origin})"
-    ]
+    has = f"this worker may use {_size(limit.bytes)} ({limit.origin})"
+    lines = [f"the speech model {model} needs {_size(need * children + _PARENT)} with {of}, and {has}"]
     fit = [
         f"  {size:7}{_size(_need(settings, size, small)):>9} a child"
         for size in SIZES

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Collection, Iterator, Sequence
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,9 @@ class OpenAIWhisper:
         torch.set_num_threads(threads)
         self._model: Any = whisper.load_model(str(model.path), device="cpu")
         self._beams = settings.beam_size
+        # While it decodes and aligns, the library hangs hooks into the model, which then see the other threads' chunks
+        # too: two threads at once end in "stack expects each tensor to be equal size", or in a KeyError.
+        self._alone = Lock()
 
     @property
     def languages(self) -> Collection[str]:
@@ -37,20 +41,22 @@ class OpenAIWhisper:
         import whisper
 
         mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(chunk), n_mels=self._model.dims.n_mels)
-        found: dict[str, float] = self._model.detect_language(mel)[1]
+        with self._alone:
+            found: dict[str, float] = self._model.detect_language(mel)[1]
         return found
 
     def hear(self, chunks: Sequence[Sound], language: str, *, batch: int) -> Iterator[Heard]:  # noqa: ARG002 - one by one
         for chunk in chunks:
-            found: dict[str, Any] = self._model.transcribe(
-                chunk,
-                language=language,
-                fp16=False,
-                beam_size=self._beams if self._beams > 1 else None,
-                condition_on_previous_text=False,  # else one invented phrase is repeated to the end
-                word_timestamps=True,
-                verbose=None,
-            )
+            with self._alone:
+                found: dict[str, Any] = self._model.transcribe(
+                    chunk,
+                    language=language,
+                    fp16=False,
+                    beam_size=self._beams if self._beams > 1 else None,
+                    condition_on_previous_text=False,  # else one invented phrase is repeated to the end
+                    word_timestamps=True,
+                    verbose=None,
+                )
             yield _heard(found["segments"])
 
 

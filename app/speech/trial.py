@@ -30,6 +30,9 @@ from app.speech.decode import measure
 from app.speech.pace import Pace
 from app.speech.voice import CHUNK, RATE
 
+Samples = NDArray[np.float32]
+"""float32 [n], 16 kHz, mono."""
+
 SHIPPED = Path(app.__file__).parent / "demo/recordings"
 _LONGEST = 24 * 3600.0  # seconds of a recording, of which only the start is heard
 _EVERY = 0.2  # seconds between two looks at the memory
@@ -70,44 +73,44 @@ class Run:
     failed: str | None = None
 
 
-@contextmanager
-def sample(file: Path | None, seconds: float, language: str | None = None) -> Iterator[Sample]:
-    """About `seconds` of sound: the start of `file`, as often as it takes; None: the demo's recordings, in English.
+def shipped() -> Samples:
+    """The demo's recordings, in English, one after the other."""
+    pause = np.zeros(RATE // 2, np.float32)
+    return np.concatenate(
+        [part for path in sorted(SHIPPED.glob("*.ogg")) for part in (start_of(path, _LONGEST), pause)]
+    )
 
-    Raises `Permanent` with the reason when the file can't be used.
-    """
+
+def start_of(file: Path, seconds: float) -> Samples:
+    """The first `seconds` of a recording. Raises `Permanent` with the reason when it can't be used."""
+    if not file.is_file():
+        raise Permanent(f"there is no file {file}")
+    pieces, left = [], round(seconds * RATE)
+    try:
+        for piece in measure(file, max_seconds=_LONGEST).samples():
+            pieces.append(piece[:left])
+            left -= piece.size
+            if left <= 0:
+                break
+    except Permanent as error:
+        raise Permanent(f"{file} can't be used: {error}") from error
+    except OSError as error:
+        raise Permanent(f"{file} can't be read: {error.strerror or error}") from error
+    return np.concatenate(pieces)
+
+
+@contextmanager
+def sample(samples: Samples, seconds: float, language: str | None) -> Iterator[Sample]:
+    """`samples` for about `seconds`: the start of them, or all as often as it takes. No file is left behind."""
+    cut = samples[: round(seconds * RATE)]
     with tempfile.TemporaryFile(prefix="toban-tune-") as output:
         with wave.open(output, "wb") as sound:
             sound.setnchannels(1)
             sound.setsampwidth(2)
             sound.setframerate(RATE)
-            for piece in _shipped(seconds) if file is None else _start(file, seconds):
-                sound.writeframes((piece * 32767).astype("<i2").tobytes())
-            length = sound.getnframes() / RATE
+            sound.writeframes((cut * 32767).astype("<i2").tobytes())
         output.flush()
-        yield Sample(output, length, max(1, round(seconds / length)), "en" if file is None else language)
-
-
-def _shipped(seconds: float) -> Iterator[NDArray[np.float32]]:
-    pause = np.zeros(RATE // 2, np.float32)
-    parts = [part for path in sorted(SHIPPED.glob("*.ogg")) for part in (*_start(path, _LONGEST), pause)]
-    yield np.resize(np.concatenate(parts), round(seconds * RATE))
-
-
-def _start(file: Path, seconds: float) -> Iterator[NDArray[np.float32]]:
-    """The first `seconds` of a recording."""
-    if not file.is_file():
-        raise Permanent(f"there is no file {file}")
-    left = round(seconds * RATE)
-    try:
-        for piece in measure(file, max_seconds=_LONGEST).samples():
-            yield piece[:left]
-            if (left := left - piece.size) <= 0:
-                return
-    except Permanent as error:
-        raise Permanent(f"{file} can't be used: {error}") from error
-    except OSError as error:
-        raise Permanent(f"{file} can't be read: {error.strerror or error}") from error
+        yield Sample(output, cut.size / RATE, max(1, round(seconds * RATE / cut.size)), language)
 
 
 def run(candidate: Candidate, settings: Whisper, sound: Sample) -> Run:
@@ -142,6 +145,7 @@ def _child(told: dict[str, Any], sound: BinaryIO) -> Iterator["subprocess.Popen[
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},  # else onnxruntime leaves files, and reports to its maker
         pass_fds=[sound.fileno()],
         text=True,
         start_new_session=True,  # Ctrl-C is for the one that started it

@@ -4,19 +4,23 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from app.errors import NotReady
 from app.settings import Whisper
 from app.speech.memory import DoesNotFit, plan
 from app.speech.models import Models
 from app.speech.pace import Pace
-from app.speech.trial import Candidate, Sample, run, sample
+from app.speech.trial import Candidate, Sample, Samples, run, sample, shipped
+from app.speech.voice import RATE
 
 BATCHES = (1, 2, 4, 8, 16)
 FINALS = 2  # further runs of the two best, in turn
 
 # One run is to take about so long: shorter ones differ by chance, and all of them should take a minute or two.
 _RUN = 7.0  # seconds
-_LEAST, _MOST = 60.0, 16 * 60.0  # seconds of sound; the most fills 32 chunks
+_LEAST = 60.0  # seconds of sound
+MOST = 16 * 60.0  # seconds of sound; it fills 32 chunks
 _GAIN = 1.01  # times the speed; what gains less is chance
 _SAME = 0.98  # of the best speed; what is this near is as good, and the memory decides
 _HOPELESS = 0.9  # of the best speed
@@ -63,11 +67,11 @@ class Tuner:
     def sample_seconds(self) -> float:
         """How much sound keeps each child busy for one run."""
         first = next(iter(rows(self._cores, BATCHES, self.fits)))[0]
-        with sample(None, _LEAST) as sound:
+        with sample(repeated(shipped(), _LEAST), _LEAST, "en") as sound:
             pilot = self._run(Result(first), sound)
         if pilot.failed:
             raise NotReady(f"the model {self._settings.model} can't be measured: {pilot.failed}")
-        return min(max(pilot.speed / first.children * _RUN, _LEAST), _MOST)
+        return min(max(pilot.speed / first.children * _RUN, _LEAST), MOST)
 
     def best(self, sound: Sample) -> Result:
         """The candidate that hears most. Raises `NotReady` when none can be used."""
@@ -182,6 +186,11 @@ def chosen(results: Sequence[Result]) -> Result:
         raise NotReady(f"no way to cut the worker could be measured; {best.candidate}: {best.failed}")
     near = [one for one in results if len(one.speeds) == len(best.speeds) and one.speed >= best.speed * _SAME]
     return min(near, key=lambda one: one.peak)
+
+
+def repeated(samples: Samples, seconds: float) -> Samples:
+    """So many `seconds` of them."""
+    return np.resize(samples, round(seconds * RATE))
 
 
 def override(settings: Whisper) -> list[str]:

@@ -67,9 +67,9 @@ def _speech(block: NDArray[np.float32]) -> list[tuple[int, int]]:
         return []
     from faster_whisper.vad import get_speech_timestamps
 
-    # Pauses of up to 0.8 s stay as they are, longer ones become that long: they tell the model where sentences end. Mean
-    # word error rate of five sets (clean to noisy, 17 min), tiny.en: 0.161 so, 0.166 with 300 and 150 ms, 0.176 with 500
-    # and 200 ms, 0.180 with the library's own 2000 and 400 ms, 0.175 for the whole sound through the library's loop.
+    # Pauses of up to 0.8 s stay as they are, longer ones become that long: they tell the model where sentences end.
+    # Mean word error rate of five sets (clean to noisy, 17 min), tiny.en: 0.161 so, 0.166 with 300 and 150 ms, 0.176
+    # with 500 and 200 ms, 0.180 with the library's own 2000 and 400 ms; 0.175 for the whole sound through its loop.
     found = get_speech_timestamps(
         block,
         min_silence_duration_ms=800,

@@ -1,9 +1,9 @@
 """A source module for TOBAN_SOURCES: recordings that hurt the process that hears them, by how they begin or end.
 
-    POISON …   kills it at once
-    … GREEDY   takes memory without end, but for an attempt with as little memory as possible
-    … GLUTTON  takes memory without end, always
-    … FAT      takes a little more than a child's share, and then goes on
+POISON …   kills it at once
+… GREEDY   takes memory without end, but for an attempt with as little memory as possible
+… GLUTTON  takes memory without end, always
+… FAT      takes a little more than a child's share, and then goes on
 """
 
 import os

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from app.errors import Permanent
 from app.speech import decode
 from app.speech.decode import PIECE, Sound, measure
-from app.speech.windows import RATE, windows
+from app.speech.voice import RATE
 from tests.support.servers import ROOT
 from tests.support.sounds import encoded, film, noise, picture_only, tone, wav
 
@@ -494,17 +494,3 @@ def test_a_small_file_gets_no_large_memory(tmp_path: Path, claim: Callable[[Path
     said, memory = peak(path)
     assert said.startswith("Permanent(")
     assert memory < 200
-
-
-def test_windows_follow_each_other_and_cut_in_the_pause() -> None:
-    rng = np.random.default_rng(0)
-    samples = rng.uniform(-0.5, 0.5, 100 * RATE).astype(np.float32)
-    samples[27 * RATE : 28 * RATE] = 0
-    cuts = list(windows(samples, 30))
-    assert cuts[0][0] == 0
-    assert cuts[-1][1] == samples.size
-    assert all(before[1] == after[0] for before, after in pairwise(cuts))
-    assert 27 * RATE < cuts[0][1] < 28 * RATE
-    assert all(20 * RATE < end - start < 40 * RATE for start, end in cuts[:-1])
-    assert list(windows(samples[: 31 * RATE], 30)) == [(0, 31 * RATE)]
-    assert list(windows(samples[:0], 30)) == []
