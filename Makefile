@@ -36,7 +36,7 @@ lint: .venv/.dev
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
 
-bench: .venv/.openai
+bench: .venv/.dev
 	@$(BIN)/python -m bench.ledger
 
 openai: .venv/.openai

@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from app.audio.s3 import S3Store
+from app.cli.up import stop_like_ctrl_c
 from app.settings import Whisper
 from app.speech.decode import measure
 from app.speech.memory import cores, plan
@@ -169,6 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.overlap", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a recording of two minutes, and no result is written")
     options = parser.parse_args()
+    stop_like_ctrl_c()
     minutes = 2 if options.quick else MINUTES
     told = machine()
     settings = Whisper(model="tiny.en", language="en")

@@ -1,0 +1,225 @@
+"""Writes what was measured into `docs/performance.md`, and draws it: `python -m bench.report`, or `make bench`.
+
+A table stands between `<!-- name -->` and `<!-- end -->`; everything else of the page is written by hand.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench/results"
+PAGE = ROOT / "docs/performance.md"
+IMAGES = ROOT / "docs/img"
+
+Figures = Mapping[str, Any]
+
+NAMES = {
+    "toban": "**Toban**",
+    "raw": "best loop",
+    "raw-words": "best loop, with times of words",
+    "plain": "plain loop",
+    "openai-greedy": "`whisper`, greedy",
+    "openai": "`whisper` as it comes",
+}
+# Greys and colours that can be read on white and on black.
+_TEXT, _LINE, _BAR, _OWN = "#808890", "#8088904d", "#5b8fc9", "#d9822b"
+_LABEL, _WIDTH, _ROW, _HEAD = 210, 760, 26, 34  # pixels
+
+
+def main() -> None:
+    results = read()
+    PAGE.write_text(filled(PAGE.read_text("utf-8"), results), "utf-8")
+    IMAGES.mkdir(exist_ok=True)
+    for name, drawing in drawings(results).items():
+        (IMAGES / name).write_text(drawing, "utf-8")
+
+
+def read() -> dict[str, Figures]:
+    """All results, by name."""
+    return {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(RESULTS.glob("*.json"))}
+
+
+def filled(page: str, results: Mapping[str, Figures]) -> str:
+    """The page with its tables. Raises `KeyError` for a table that nobody knows."""
+
+    def table(found: re.Match[str]) -> str:
+        name, _, argument = found[1].partition(" ")
+        lines = TABLES[name](results, argument)
+        return f"<!-- {found[1]} -->\n{lines}\n<!-- end -->"
+
+    return re.sub(r"<!-- (?!end)([^>]+?) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
+
+
+def _machine(results: Mapping[str, Figures], _: str) -> str:
+    of = results["speech"]["machine"]
+    libraries = ", ".join(f"{name} {number}" for name, number in of["libraries"].items())
+    busy = of["load_before"]
+    beside = f" Others were busy on it: its load was {busy} before." if busy > 0.3 else ""
+    return (
+        f"{of['processor']}, {of['cores']} cores, {of['memory_gb']} GB; Python {of['python']}, {libraries}. "
+        f"{results['speech']['rounds']} rounds.{beside}"
+    )
+
+
+def _speech(results: Mapping[str, Figures], share: str) -> str:
+    """Speed, ratio and errors on one set."""
+    of = results["speech"]["sets"][share]
+    rows = [
+        (
+            NAMES[name],
+            _spread(one["speed"], 1),
+            "" if name == "toban" else _spread(one["toban_is"], 2),
+            "" if name == "toban" else _spread(one["toban_is_whole"], 2),
+            f"{one['word_error_rate'] * 100:.1f} %",
+        )
+        for name, one in _in_order(of["contestants"])
+    ]
+    told = f"{of['recordings']} recordings, {of['seconds']} s, {of['words']} words:"
+    heads = ("", "audio s per s", "Toban is × as fast", "… with start", "word errors")
+    return f"{told}\n\n{_table(heads, rows)}"
+
+
+def _starts(results: Mapping[str, Figures], _: str) -> str:
+    """What comes before the work, and the memory."""
+    sets = results["speech"]["sets"]
+    rows = []
+    for name, _one in _in_order(sets["100"]["contestants"]):
+        every = [of["contestants"][name] for of in sets.values()]
+        starts = [seconds for one in every for seconds in one["start_seconds"]]
+        peaks = [str(one["peak_mb"]) for one in every]
+        rows.append((NAMES[name], f"{median(starts):.1f} s", *peaks))
+    return _table(("", "start", *(f"MB at {share} %" for share in sets)), rows)
+
+
+def _waits(results: Mapping[str, Figures], _: str) -> str:
+    """How much of Toban's work is waiting for the queue."""
+    sets = results["speech"]["sets"]
+    rows = []
+    for share, of in sets.items():
+        own = of["contestants"]["toban"]
+        raw = of["contestants"].get("raw", {}).get("toban_is_once_claimed")
+        told = _spread(raw, 2) if raw else ""
+        work, waits = median(own["work_seconds"]), median(own["waited_seconds"])
+        rows.append((f"{share} %", f"{work:.1f} s", f"{waits:.2f} s", told))
+    return _table(("speech", "work", "of which waiting", "× the best loop's speed, without waiting"), rows)
+
+
+def _overlap(results: Mapping[str, Figures], _: str) -> str:
+    rows = [
+        (
+            f"{one['mbit_per_s']} Mbit/s" if one["mbit_per_s"] else "this machine's own loop",
+            f"{one['speech']} %",
+            f"{one['fetch_seconds']:.2f} s",
+            f"{one['hear_seconds']:.1f} s",
+            f"{one['share'] * 100:.1f} %",
+            f"{one['gain'] * 100:.1f} %",
+        )
+        for one in results["overlap"]["rows"]
+    ]
+    return _table(("network", "speech", "fetching", "hearing", "fetching's share", "overlap gains at most"), rows)
+
+
+def _ledger(results: Mapping[str, Figures], _: str) -> str:
+    of = results["ledger"]
+    rows = [
+        (name, f"{min(seconds):.1f} – {max(seconds):.1f} s", f"{of['items'] / median(seconds):.0f}")
+        for name, seconds in (("plain Celery", of["celery_seconds"]), ("Toban", of["toban_seconds"]))
+    ]
+    ratio = f"{of['ratio']['median']:.2f} ({of['ratio']['min']:.2f} – {of['ratio']['max']:.2f})"
+    told = f"Toban takes {ratio} times as long, {of['added_ms_per_item']:.1f} ms more for each item."
+    table = _table((f"{of['items']:,} items", "seconds", "items a second"), rows)
+    return f"{table}\n\n{told}"
+
+
+TABLES: Mapping[str, Callable[[Mapping[str, Figures], str], str]] = {
+    "machine": _machine,
+    "speech": _speech,
+    "starts": _starts,
+    "waits": _waits,
+    "overlap": _overlap,
+    "ledger": _ledger,
+}
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---", *("---:" for _ in heads[1:])], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _spread(of: Mapping[str, float], digits: int) -> str:
+    return f"{of['median']:.{digits}f} ({of['min']:.{digits}f} – {of['max']:.{digits}f})"
+
+
+def _in_order(contestants: Figures) -> list[tuple[str, Figures]]:
+    return [(name, contestants[name]) for name in NAMES if name in contestants]
+
+
+def drawings(results: Mapping[str, Figures]) -> dict[str, str]:
+    """The pictures, by file name."""
+    sets = results["speech"]["sets"]
+    speeds = {
+        f"{share} % speech": {name: one["speed"] for name, one in _in_order(of["contestants"])}
+        for share, of in sets.items()
+    }
+    peaks = {
+        f"{share} % speech": {
+            name: dict.fromkeys(("median", "min", "max"), float(one["peak_mb"]))
+            for name, one in _in_order(of["contestants"])
+        }
+        for share, of in sets.items()
+    }
+    return {
+        "speed.svg": chart("Audio seconds per second: more is better", speeds),
+        "memory.svg": chart("Memory at the peak, MB: less is better", peaks),
+    }
+
+
+def chart(title: str, panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Bars of the medians with whiskers from the least to the most, one panel below the other, as SVG."""
+    parts: list[str] = []
+    top = float(_HEAD)
+    for name, bars in panels.items():
+        parts.append(_words(0, top + 16, name, bold=True))
+        top += _HEAD - 8
+        most = max(spread["max"] for spread in bars.values())
+        scale = (_WIDTH - _LABEL - 60) / most
+        for contestant, spread in bars.items():
+            parts += _bar(contestant, spread, top, scale)
+            top += _ROW
+        parts.append(f'<path d="M{_LABEL} {top - len(bars) * _ROW}V{top}" stroke="{_LINE}"/>')
+        top += 12
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {top:.0f}" width="{_WIDTH}" '
+        f'font-family="system-ui, sans-serif" font-size="13" fill="{_TEXT}" role="img" aria-label="{escape(title)}">'
+    )
+    return "\n".join([head, _words(0, 16, title, bold=True), *parts, "</svg>", ""])
+
+
+def _bar(contestant: str, spread: Mapping[str, float], top: float, scale: float) -> list[str]:
+    own = contestant == "toban"
+    middle, least, most = (_LABEL + spread[name] * scale for name in ("median", "min", "max"))
+    y = top + _ROW / 2
+    x, high, colour = _LABEL, _ROW - 8, _OWN if own else _BAR
+    parts = [
+        _words(x - 10, y + 4, NAMES[contestant].strip("*").replace("`", ""), anchor="end", bold=own),
+        f'<rect x="{x}" y="{top + 4:.0f}" width="{middle - x:.1f}" height="{high}" fill="{colour}"/>',
+        _words(most + 8, y + 4, f"{spread['median']:g}"),
+    ]
+    if most > least:
+        whisker = f"M{least:.1f} {y:.0f}H{most:.1f}M{least:.1f} {y - 4:.0f}v8M{most:.1f} {y - 4:.0f}v8"
+        parts.insert(2, f'<path d="{whisker}" stroke="{_TEXT}" stroke-width="1.5" fill="none"/>')
+    return parts
+
+
+def _words(x: float, y: float, text: str, *, anchor: str = "start", bold: bool = False) -> str:
+    weight = ' font-weight="600"' if bold else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{weight}>{escape(text)}</text>'
+
+
+if __name__ == "__main__":
+    main()

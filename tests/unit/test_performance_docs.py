@@ -1,0 +1,30 @@
+"""docs/performance.md says what was measured."""
+
+import re
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from bench.report import IMAGES, PAGE, TABLES, drawings, filled, read
+
+
+def test_the_tables_are_the_results() -> None:
+    """`python -m bench.report` writes them."""
+    page = PAGE.read_text("utf-8")
+    assert filled(page, read()) == page
+    shown = [name.split()[0] for name in re.findall(r"<!-- (?!end)(.+?) -->", page)]
+    assert set(shown) == set(TABLES)
+    assert page.count("<!-- end -->") == len(shown)
+
+
+def test_the_pictures_are_the_results() -> None:
+    page = PAGE.read_text("utf-8")
+    for name, drawing in drawings(read()).items():
+        assert (IMAGES / name).read_text("utf-8") == drawing
+        assert f"(img/{name})" in page
+        ET.fromstring(drawing)  # noqa: S314 - drawn here
+
+
+def test_a_table_that_nobody_knows_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        filled("<!-- nonsense -->\n<!-- end -->", read())
