@@ -56,7 +56,8 @@ def main() -> None:
 
 def measure(engines: list[str], sizes: list[str]) -> None:
     """Fill in the figures of `engines` and `sizes`."""
-    kept: Figures = json.loads(FIGURES.read_text("utf-8"))["figures"]
+    told = json.loads(FIGURES.read_text("utf-8"))
+    kept: Figures = told["figures"]
     for engine in engines:
         for size in sizes:
             with tempfile.TemporaryDirectory(prefix="toban-memory-") as folder:
@@ -66,14 +67,12 @@ def measure(engines: list[str], sizes: list[str]) -> None:
                     found = fitted(engine, kind, model, audio, small=size in LARGE)
                     kept.setdefault(engine, {}).setdefault(kind, {})[size] = found
                     print(engine, kind, size, found, flush=True)
-            told = {
-                "measured": {
-                    "on": datetime.now(UTC).date().isoformat(),
-                    "machine": platform.machine(),
-                    **{name: version(name) for name in (*TYPES, "ctranslate2", "torch")},
-                },
-                "figures": kept,
+            told["measured"] = {
+                "on": datetime.now(UTC).date().isoformat(),
+                "machine": platform.machine(),
+                **{name: version(name) for name in (*TYPES, "ctranslate2", "torch")},
             }
+            told["estimated"] = [other for other in told["estimated"] if other != f"{engine}/{size}"]
             FIGURES.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
 
 
@@ -138,8 +137,9 @@ def peak(*, engine: str, kind: str, model: str, audio: str, pace: list[int]) -> 
 
 
 def table() -> str:
-    """MB of a child with one thread, one chunk at a time and (faster-whisper) four at a time."""
-    figures: Figures = json.loads(FIGURES.read_text("utf-8"))["figures"]
+    """MB of a child with one thread, one chunk at a time and (faster-whisper) four at a time; ~: estimated."""
+    told = json.loads(FIGURES.read_text("utf-8"))
+    figures: Figures = told["figures"]
     heads = ["model", *(f"{engine}, {kind}" for engine, kinds in TYPES.items() for kind in kinds)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for size in SIZES:
@@ -148,7 +148,8 @@ def table() -> str:
             for kind in kinds:
                 of = figures[engine][kind][size]
                 more = f" – {of['base'] + 3 * of['chunk']}" if of["chunk"] else ""
-                cells.append(f"{of['base']}{more}")
+                sign = "~" if f"{engine}/{size}" in told["estimated"] else ""
+                cells.append(f"{sign}{of['base']}{more}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
