@@ -237,6 +237,9 @@ class Ledger(Group):
     sources: str = Field("", description="more modules that define sources, separated by commas")
     keep_items_days: int = Field(90, ge=1, description="finished items are forgotten after this, days")
     keep_runs_days: int = Field(30, ge=1, description="runs of jobs are forgotten after this, days")
+    keep_calls_days: int = Field(
+        400, ge=1, description="calls to language models, and what they cost, are forgotten after this, days"
+    )
 
     def extra_sources(self) -> list[str]:
         return [name.strip() for name in self.sources.split(",") if name.strip()]
