@@ -11,6 +11,7 @@ from pydantic import AliasChoices, BaseModel, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from app.settings.database import Database
+from app.settings.gpt import Gpt
 from app.settings.group import Group, Memory, Seconds, Zone, scheme
 from app.settings.problems import Problem
 
@@ -273,6 +274,7 @@ class Settings(BaseModel):
     broker: Broker
     audio: Audio
     whisper: Whisper
+    gpt: Gpt
     ledger: Ledger
     log: Log
 
@@ -282,6 +284,7 @@ GROUPS: dict[str, type[Group]] = {
     "broker": Broker,
     "audio": Audio,
     "whisper": Whisper,
+    "gpt": Gpt,
     "ledger": Ledger,
     "log": Log,
 }
