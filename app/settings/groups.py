@@ -11,6 +11,7 @@ from pydantic import AliasChoices, BaseModel, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from app.settings.database import Database
+from app.settings.gpt import Gpt
 from app.settings.group import Group, Memory, Seconds, Zone, scheme
 from app.settings.problems import Problem
 
@@ -276,6 +277,7 @@ class Settings(BaseModel):
     broker: Broker
     audio: Audio
     whisper: Whisper
+    gpt: Gpt
     ledger: Ledger
     log: Log
 
@@ -285,6 +287,7 @@ GROUPS: dict[str, type[Group]] = {
     "broker": Broker,
     "audio": Audio,
     "whisper": Whisper,
+    "gpt": Gpt,
     "ledger": Ledger,
     "log": Log,
 }
