@@ -99,9 +99,7 @@ class Ledger:
         self._queue_lease = queue_lease.total_seconds()
         self._max_attempts = max_attempts
 
-    def claim(
-        self, source: str, queue: str, limit: int, zone: str, opened_before: datetime | None = None
-    ) -> Claim:
+    def claim(self, source: str, queue: str, limit: int, zone: str, opened_before: datetime | None = None) -> Claim:
         """Take up to `limit` due items, never more than the queue's live workers can soon run.
 
         `zone`: the time zone in which the run's dates are told; `opened_before`: leave what has waited for less, unless
@@ -157,9 +155,7 @@ class Ledger:
     def hold(self, queue: str, cause: str, reason: str, pause: timedelta, *, incident: bool) -> None:
         """Let nothing of `queue` be claimed for a while; `incident`: nor started, and a person is told, once."""
         seconds = pause.total_seconds()
-        self.database.call(
-            "toban_hold", queue=queue, cause=cause, reason=reason, seconds=seconds, incident=incident
-        )
+        self.database.call("toban_hold", queue=queue, cause=cause, reason=reason, seconds=seconds, incident=incident)
 
     def heartbeat(self, **values: Json) -> Pulse:
         return Pulse(**self.database.call("toban_heartbeat", lease=self._lease, **values))

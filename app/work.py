@@ -236,7 +236,7 @@ def end_badly(
 
 
 def hold(ledger: Ledger, queue: str, error: Exception) -> None:
-    """What one row has found out about its whole queue spares the others the same. That it can't be told is no error."""
+    """What one row has found out about its whole queue spares the others. That it can't be told is no error."""
     match error:
         case Halted(cause=cause, seconds=seconds):
             incident = True

@@ -1,4 +1,4 @@
-"""What `toban doctor` looks at: settings, machine, database, broker, workers, recordings, speech, analysis, known traps.
+"""What `toban doctor` looks at: settings, machine, database, broker, workers, recordings, speech, analysis, traps.
 
 Each check yields findings with a stable code (docs/doctor.md) and, where something is wrong, the remedy. No check stops
 another, and none changes anything.

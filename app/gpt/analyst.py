@@ -15,7 +15,7 @@ from app.gpt import offline
 from app.gpt.answers import Completion, Message
 from app.gpt.chat import Chat
 from app.gpt.failures import CallFailed, Usage
-from app.gpt.limiter import Limiter
+from app.gpt.limiter import Limiter, limiter_url
 from app.gpt.prices import PRICES, cost
 from app.gpt.verdict import SCHEMA, BadVerdict, Verdict, parse
 from app.settings import Settings
@@ -57,9 +57,7 @@ def analyse(work: Work) -> dict[str, Any]:
 def row_of(verdict: Verdict, model: str) -> dict[str, Any]:
     """A verdict as columns of `dashboard`."""
     fields, now = verdict.model_dump(), datetime.now(UTC).isoformat()
-    return {
-        **fields, "analysis_result": {**fields, "model_used": model}, "processed_at": now, "updated_at": now
-    }
+    return {**fields, "analysis_result": {**fields, "model_used": model}, "processed_at": now, "updated_at": now}
 
 
 def estimated_tokens(*texts: str) -> int:
@@ -90,7 +88,13 @@ class Analyst:
 
     @cached_property
     def _limiter(self) -> Limiter:
-        return Limiter.of(self._settings, self._broker, name=self._chat.host)
+        gpt = self._settings
+        return Limiter(
+            limiter_url(gpt, self._broker),
+            gpt.llm_requests_per_minute,
+            gpt.llm_tokens_per_minute,
+            name=self._chat.host,
+        )
 
     @cached_property
     def _offline(self) -> offline.Offline:
@@ -101,6 +105,8 @@ class Analyst:
         with self._lock:
             if "_chat" in self.__dict__:
                 self._chat.close()
+            if "_limiter" in self.__dict__:
+                self._limiter.close()
 
     def judge(self, work: Work, prompt: str) -> Judged:
         """What the model makes of `prompt`; see `analyse` for what it raises."""
@@ -134,9 +140,7 @@ class Analyst:
                 return Judged(verdict, completion.model, {**told, "outcome": "ok"})
         raise AssertionError("the loop returns or raises")
 
-    def _answered(
-        self, work: Work, messages: list[Message], model: str, timeout: timedelta
-    ) -> tuple[int, Completion]:
+    def _answered(self, work: Work, messages: list[Message], model: str, timeout: timedelta) -> tuple[int, Completion]:
         """A call's number and its answer; a server that turns out to know no schema is asked again at once."""
         while True:
             try:
@@ -145,15 +149,13 @@ class Analyst:
                 if failed.outcome != "schema_unsupported":
                     raise failed.error from failed
 
-    def _ask(
-        self, work: Work, messages: list[Message], model: str, timeout: timedelta
-    ) -> tuple[int, Completion]:
+    def _ask(self, work: Work, messages: list[Message], model: str, timeout: timedelta) -> tuple[int, Completion]:
         """One call, when its turn comes and the budget allows it. Raises `CallFailed`."""
         with self._lock:
             chat, limiter = self._chat, self._limiter
         tokens = estimated_tokens(*(message["content"] for message in messages))
         with work.phase("waiting for its turn", _PATIENCE):
-            limiter.acquire(tokens + ANSWER_TOKENS, watch=work.check, patience=_PATIENCE)
+            limiter.acquire(tokens + ANSWER_TOKENS, watch=work.check, patience=_PATIENCE.total_seconds())
         call = self._begin(work, model, tokens)
         with work.phase("asking the model", timeout):
             try:

@@ -1,8 +1,8 @@
 """The cheap lane: rows that may wait go to the provider's Batch API, at half the price. The job `analysis-batch`.
 
-Every step is noted in the ledger before the next, under a name that both sides know, so whoever dies in between, the
-next run finds out how far it came: a batch that was made but not noted is found by its name at the provider; one that was
-not made gives its rows back.
+Every step is noted in the ledger before the next, under a name that both sides know. So whoever dies in between, the
+next run finds out how far it came: a batch that was made but not noted is found by its name at the provider; one that
+was not made gives its rows back.
 
 Source: OpenAI's guide "Batch API".
 """
@@ -175,9 +175,7 @@ class _Lane:
         self._submitted(number, made)
 
     def _submitted(self, number: int, made: "Batch") -> None:
-        self._call(
-            "toban_batch_submitted", batch=number, provider_id=made.id, seconds=_WINDOW.total_seconds()
-        )
+        self._call("toban_batch_submitted", batch=number, provider_id=made.id, seconds=_WINDOW.total_seconds())
 
     def _refused(self, number: int, failed: CallFailed) -> None:
         """The provider did not take a batch. Where it surely did not, its rows go back at once."""
@@ -188,9 +186,7 @@ class _Lane:
 
     def _estimate(self, prompt: str) -> str | None:
         return _text(
-            cost(
-                self._gpt.openai_model, estimated_tokens(prompt), 0, ANSWER_TOKENS, self._gpt.llm_prices, batch=True
-            )
+            cost(self._gpt.openai_model, estimated_tokens(prompt), 0, ANSWER_TOKENS, self._gpt.llm_prices, batch=True)
         )
 
     # --- back ------------------------------------------------------------------------------------------------------
@@ -219,10 +215,8 @@ class _Lane:
     def _theirs(self, batch: Mapping[str, Any]) -> "Batch | None":
         """The provider's view of a batch; None: it never got it."""
         if provider_id := batch["provider_id"]:
-            return self._chat.call(
-                lambda client: client.batches.retrieve(provider_id), timeout=_TIMEOUT, watch=_go_on
-            )
-        page = self._chat.call(lambda client: _listed(client), timeout=_TIMEOUT, watch=_go_on)
+            return self._chat.call(lambda client: client.batches.retrieve(provider_id), timeout=_TIMEOUT, watch=_go_on)
+        page = self._chat.call(_listed, timeout=_TIMEOUT, watch=_go_on)
         for one in page:
             if (one.metadata or {}).get("toban_batch") == batch["uid"]:
                 self._submitted(batch["id"], one)  # whoever made it died before noting it
@@ -251,9 +245,7 @@ class _Lane:
         done.left += left
 
     def _lines(self, file: str) -> Iterator[dict[str, Any]]:
-        content = self._chat.call(
-            lambda client: client.files.content(file), timeout=_TIMEOUT, watch=_go_on
-        ).content
+        content = self._chat.call(lambda client: client.files.content(file), timeout=_TIMEOUT, watch=_go_on).content
         for line in content.splitlines():
             try:
                 told = json.loads(line)
@@ -309,7 +301,12 @@ class _Lane:
         status, body = int(answer.get("status_code") or 0), answer.get("body")
         if status >= 400:
             raise refused(
-                Refused.read(status, body), self._chat.host, model, headers={}, secret="", private=()  # noqa: S106
+                Refused.read(status, body),
+                self._chat.host,
+                model,
+                headers={},
+                secret="",
+                private=(),
             )
         return completion_of(body, self._chat.host, model)
 

@@ -45,7 +45,7 @@ class Prompt:
         try:
             text = path.read_text("utf-8") if path else (resources.files("app.gpt") / BUILT_IN).read_text("utf-8")
             # What is written is text for a model: HTML's escapes would be part of it.
-            environment = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=False)  # noqa: S701
+            environment = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=False)
             self._template = environment.from_string(text)
         except (OSError, UnicodeDecodeError) as error:
             raise Permanent(f"the prompt template {self._name} can't be read: {error}") from error
