@@ -13,8 +13,8 @@ STATES = ("pending", "queued", "processing", "completed", "skipped", "failed")
 def expected_queues(status: Status) -> set[str]:
     """The queues that need a worker: the jobs' own, and those of the sources that have ever had work.
 
-    Who transcribes and analyses nothing starts no gpt worker, and nothing is wrong. Where no source has had any yet, all
-    are named.
+    Who transcribes and analyses nothing starts no gpt worker, and nothing is wrong. Where no source has had any yet,
+    all are named.
     """
     import tasks  # noqa: F401 - registers the sources
     from app.sources import registry
