@@ -4,6 +4,7 @@ Source: OpenAI's API reference, "Create chat completion" and "Structured outputs
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
@@ -13,6 +14,7 @@ from app.gpt.failures import CallFailed, Refused, Usage, refused
 from app.gpt.pace import Limits
 
 SCHEMA_LEVEL, OBJECT_LEVEL, PLAIN_LEVEL = 2, 1, 0  # of response_format: json_schema, json_object, none
+_MODEL = re.compile(r"[\w./:@+-]{1,100}", re.ASCII)
 
 
 class Message(TypedDict):
@@ -72,7 +74,9 @@ def completion_of(body: object, host: str, model: str, *, secret: str = "", priv
         )
         raise CallFailed("truncated", Permanent(reason), billed=True, usage=usage)
     named = body.get("model")
-    return Completion(_text(message.get("content")), named if isinstance(named, str) and named else model, usage)
+    if not isinstance(named, str) or not _MODEL.fullmatch(named):
+        named = model
+    return Completion(_text(message.get("content")), named, usage)
 
 
 def usage_of(usage: object) -> Usage | None:

@@ -1,18 +1,17 @@
 """One server that speaks OpenAI's protocol, asked once a call, within a total deadline."""
 
 import asyncio
-import json
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from datetime import timedelta
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
-from app.errors import Halted, NotReady, Transient
+from app.errors import Halted, Transient
 from app.gpt.answers import SCHEMA_LEVEL, Completion, Message, completion_of, request_body
-from app.gpt.failures import CallFailed, Refused, refused
+from app.gpt.failures import CallFailed
 from app.gpt.pace import limits_of
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class Chat:
         self._key = (key or "").strip() or PLACEHOLDER
         self._schema = schema
         self._lock = Lock()
-        self._made: AsyncOpenAI | None = None
+        self._client: AsyncOpenAI | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: Thread | None = None
 
@@ -56,6 +55,8 @@ class Chat:
         and gives the call up by raising, which is passed on; then it is possibly billed.
         Raises `CallFailed`.
         """
+        from app.gpt.http import decoded
+
         level = self.level
         body = request_body(messages, model, self._schema, level)
         private = [message["content"] for message in messages]
@@ -64,7 +65,7 @@ class Chat:
             content, headers = self._run(
                 lambda client: _post(client, body, timeout.total_seconds()), model, timeout, watch, private, level
             )
-            found = completion_of(_decoded(content), self.host, model, secret=self._key, private=private)
+            found = completion_of(decoded(content), self.host, model, secret=self._key, private=private)
         except CallFailed as failed:
             failed.seconds = time.monotonic() - began
             if failed.outcome == "schema_unsupported":
@@ -96,8 +97,8 @@ class Chat:
     def close(self) -> None:
         """Ends what runs and frees the connections."""
         with self._lock:
-            loop, thread, client = self._loop, self._thread, self._made
-            self._loop = self._thread = self._made = None
+            loop, thread, client = self._loop, self._thread, self._client
+            self._loop = self._thread = self._client = None
         if loop is None or thread is None:
             return
         asyncio.run_coroutine_threadsafe(_end(loop, client), loop)
@@ -115,14 +116,16 @@ class Chat:
         if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
             reason = "OPENAI_API_KEY holds characters that no key has; copy it again"
             raise CallFailed("key_refused", Halted(reason, "key"), billed=False)
+        from app.gpt.library import too_slow, translated
+
         seconds = timeout.total_seconds()
-        future = self._submit(self._bounded(what, seconds))
+        future = self._submit(what, seconds)
         until = time.monotonic() + seconds + _GRACE
         try:
             while not wait([future], timeout=_LOOK).done:
                 watch()
                 if time.monotonic() > until:  # something holds up the loop itself
-                    raise self._too_slow(seconds)
+                    raise too_slow(self.host, seconds)
         finally:
             future.cancel()
         if future.cancelled():
@@ -130,87 +133,42 @@ class Chat:
         value, error = future.result()
         if error is not None:
             # Not raised from the library's error: its text and its request hold what nobody may read.
-            raise self._translated(error, model, seconds, private, level)
+            raise translated(error, self.host, model, seconds=seconds, secret=self._key, private=private, level=level)
         return cast("_T", value)
 
-    def _submit(self, coroutine: Coroutine[Any, Any, _T]) -> Future[_T]:
-        """The loop of this process: one thread for all calls, begun with the first."""
+    def _submit(
+        self, what: Callable[["AsyncOpenAI"], Awaitable[_T]], seconds: float
+    ) -> Future[tuple[_T | None, Exception | None]]:
+        """Begins it in the loop of this process: one thread for all calls, begun with the first."""
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+        from app.gpt.http import bound
+
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = Thread(target=_turn, args=(self._loop,), name="gpt-calls", daemon=True)
                 self._thread.start()
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-
-    async def _bounded(
-        self, what: Callable[["AsyncOpenAI"], Awaitable[_T]], seconds: float
-    ) -> tuple[_T | None, Exception | None]:
-        """The value or the error. It raises nothing: asyncio would log what nobody has fetched, words and all."""
-        try:
-            # Socket timeouts start anew with every byte: this one doesn't.
-            async with asyncio.timeout(seconds):
-                return await what(self._client()), None
-        except Exception as error:  # noqa: BLE001 - translated in the thread that waits
-            return None, error
-
-    def _client(self) -> "AsyncOpenAI":
-        if self._made is None:
-            from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-
-            from app.gpt.http import bound
-
-            self._made = AsyncOpenAI(
-                base_url=self._base_url,
-                api_key=self._key,
-                max_retries=0,
-                http_client=DefaultAsyncHttpxClient(event_hooks={"response": [bound]}, follow_redirects=False),
-            )
-        return self._made
-
-    def _too_slow(self, seconds: float) -> CallFailed:
-        reason = f"{self.host} did not answer within {seconds:.3g} s (ANALYSIS_TIMEOUT)"
-        return CallFailed("timeout", Transient(reason), billed=None)
-
-    def _translated(
-        self, error: Exception, model: str, seconds: float, private: Sequence[str], level: int
-    ) -> CallFailed:
-        import openai
-
-        match error:
-            case openai.APIStatusError():
-                answer = Refused.read(error.status_code, _decoded(error.response.content))
-                headers = error.response.headers
-                return refused(
-                    answer, self.host, model, headers=headers, secret=self._key, private=private, level=level
+            if self._client is None:
+                self._client = AsyncOpenAI(
+                    base_url=self._base_url,
+                    api_key=self._key,
+                    max_retries=0,
+                    http_client=DefaultAsyncHttpxClient(event_hooks={"response": [bound]}, follow_redirects=False),
                 )
-            case openai.APIConnectionError() if error.__cause__ is not None:
-                return self._broken(error.__cause__, seconds)
-            case TimeoutError():
-                return self._too_slow(seconds)
-            case _:
-                return self._broken(error, seconds)
+            return asyncio.run_coroutine_threadsafe(_bounded(what, self._client, seconds), self._loop)
 
-    def _broken(self, error: BaseException, seconds: float) -> CallFailed:
-        """No answer, or not all of it."""
-        import httpx2
 
-        from app.gpt.http import LARGEST, TooLarge
-
-        name = type(error).__name__
-        match error:
-            case TooLarge():
-                return CallFailed(
-                    "server_error", Transient(f"{self.host} answered more than {LARGEST} bytes"), billed=None
-                )
-            case httpx2.ConnectError() | httpx2.ConnectTimeout() | httpx2.PoolTimeout() | httpx2.ProxyError():
-                return CallFailed("unreachable", Transient(f"{self.host} can't be reached: {name}"), billed=False)
-            case httpx2.TimeoutException():
-                return self._too_slow(seconds)
-            case httpx2.UnsupportedProtocol() | httpx2.InvalidURL() | httpx2.LocalProtocolError():
-                reason = f"{self.host} can't be asked: {name}; correct OPENAI_BASE_URL"
-                return CallFailed("unreachable", NotReady(reason), billed=False)
-            case _:
-                return CallFailed("unreachable", Transient(f"the connection to {self.host} broke: {name}"), billed=None)
+async def _bounded(
+    what: Callable[["AsyncOpenAI"], Awaitable[_T]], client: "AsyncOpenAI", seconds: float
+) -> tuple[_T | None, Exception | None]:
+    """The value or the error. It raises nothing: asyncio would log what nobody has fetched, words and all."""
+    try:
+        # Socket timeouts start anew with every byte: this one doesn't.
+        async with asyncio.timeout(seconds):
+            return await what(client), None
+    except Exception as error:  # noqa: BLE001 - translated in the thread that waits
+        return None, error
 
 
 async def _post(client: "AsyncOpenAI", body: dict[str, Any], seconds: float) -> tuple[bytes, Mapping[str, str]]:
@@ -230,14 +188,6 @@ async def _end(loop: asyncio.AbstractEventLoop, client: "AsyncOpenAI | None") ->
     if client is not None:
         await client.close()
     loop.stop()
-
-
-def _decoded(content: bytes) -> object:
-    """JSON, or None."""
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:

@@ -153,13 +153,16 @@ def refused(
 ) -> CallFailed:
     """The failure that an error answer is.
 
-    `secret` and `private`: the key and the messages, which must not be repeated. `level`: of the `response_format`.
+    `model`: "" where none was asked, but a file or a batch. `secret` and `private`: the key and the messages, which
+    must not be repeated. `level`: of the `response_format`.
     """
     limits = limits_of(headers, refused=answer.status == 429)
     said = f"{host} answered {answer.status} {answer.code or answer.type}".rstrip()
     named = f"{said} ({answer.param})" if answer.param else said
+    if _holds_key(named, secret):
+        said = named = f"{host} answered {answer.status}"
     outcome: Outcome
-    match _kind(answer, level):
+    match _kind(answer, model, level):
         case "credit":
             # No pause of the limiter: it is the queue that has to wait.
             outcome, limits = "credit", Limits()
@@ -168,7 +171,8 @@ def refused(
             reason = f"{said}: it has no model {model} for this key; correct OPENAI_MODEL or OPENAI_BASE_URL"
             error = Halted(reason, "model")
         case "key_refused" as outcome:
-            error = Halted(f"{said}: it does not accept the key; correct OPENAI_API_KEY", "key")
+            what = "the key" if answer.status == 401 else "this key, its project or this place"
+            error = Halted(f"{said}: it does not accept {what}; correct OPENAI_API_KEY", "key")
         case "content_filter" as outcome:
             error = Permanent(f"{said}: its content filter stopped the prompt; change it")
         case "invalid_json" as outcome:
@@ -187,11 +191,11 @@ def refused(
     return CallFailed(outcome, error, billed=None if unsure else False, limits=limits)
 
 
-def _kind(answer: Refused, level: int) -> Outcome:
+def _kind(answer: Refused, model: str, level: int) -> Outcome:
     status, known = answer.status, {answer.code.lower(), answer.type.lower()}
     reasons: dict[Outcome, bool] = {  # the first that holds
         "credit": status == 402 or bool(known & _CREDIT),
-        "model_unknown": status == 404 or bool(known & _NO_MODEL),
+        "model_unknown": (status == 404 and bool(model)) or bool(known & _NO_MODEL),
         "content_filter": bool(known & _FILTERED),
         "key_refused": status in {401, 403},
         "invalid_json": "json_validate_failed" in known,
@@ -215,12 +219,17 @@ def harmless(words: str, secret: str, private: Iterable[str]) -> str:
     text = " ".join(words.split())
     if not 0 < len(text) <= 300 or not text.isascii() or "\\" in text or "sk-" in text:
         return ""
-    if any(secret[start : start + 6] in text for start in range(max(len(secret) - 5, 1))):
+    if _holds_key(text, secret):
         return ""
     spoken = set(_WORD.findall(text.lower())) - _COMMON
     if any(spoken & set(_WORD.findall(message.lower())) for message in private):
         return ""
     return text
+
+
+def _holds_key(text: str, secret: str) -> bool:
+    """Whether a part of the key, which servers repeat in their errors, is in a text."""
+    return bool(secret) and any(secret[start : start + 6] in text for start in range(max(len(secret) - 5, 1)))
 
 
 def _name(value: object) -> str:

@@ -1,5 +1,6 @@
-"""What bounds an answer of a chat, below the client library: apart, because the HTTP library takes 0.2 s to import."""
+"""The bytes of an answer, below the client library."""
 
+import json
 from collections.abc import AsyncIterator
 
 import httpx2
@@ -35,3 +36,11 @@ async def bound(response: httpx2.Response) -> None:
     if response.request.url.path.endswith("/chat/completions") and isinstance(response.stream, httpx2.AsyncByteStream):
         packed = response.headers.get("content-encoding", "identity") != "identity"
         response.stream = _Bounded(response.stream, _LARGEST_PACKED if packed else LARGEST)
+
+
+def decoded(content: bytes) -> object:
+    """The JSON of an answer; None: it is none."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
