@@ -48,6 +48,10 @@ select public.toban_watch('dashboard', 'analysis', array['device_id', 'date', 't
   p_date => 'date', p_block => 'time_block', p_due => 'r.prompt is not null', p_inputs => array['prompt'],
   p_store => 'public.toban_store_analysis');
 
+-- An update of an app's row runs the app's own triggers, which count on finding the app's tables without naming their
+-- schema, as they do in the app's own statements. What the function itself does is named in full.
+alter function public.toban_mark(public.toban_sources, jsonb, text, jsonb) set search_path = public, extensions, pg_temp;
+
 -- Which blocks have their prompt, so that the planner writes each once for what was said in it.
 create table if not exists public.prompted_blocks (
   device_id text not null,
