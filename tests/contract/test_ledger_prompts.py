@@ -1,12 +1,16 @@
 """The planner's functions: which blocks want a prompt, and how it gets into the dashboard."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import LiteralString
 
+import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from app.errors import Permanent, Transient
 from tests.support.ledger import Ledger, Row, at_once
+from tests.support.servers import wait_for
 
 DEVICE = "9f7d6e27-98c3-4c19-bdfb-f7fda58b9a93"
 ZONE = "Asia/Tokyo"
@@ -230,6 +234,18 @@ def test_two_planners_at_once(ledger: Ledger) -> None:
     assert sum(answer["written"] for answer in answers) == 6
     assert [row["prompt"] for row in board(ledger)] == ["Of: こんにちは"] * 6
     assert ledger.one("select count(*) from work_items where source = 'analysis' and revision = 1") == 6
+
+
+def test_a_planner_waits_for_another_one(ledger: Ledger) -> None:
+    hear(ledger)
+    blocks = [{**block, "prompt": "first"} for block in unprompted(ledger)]
+    with ThreadPoolExecutor(1) as pool:
+        with psycopg.connect(ledger.url) as other:
+            other.execute("select toban_write_prompts(%s)", [Jsonb({"blocks": blocks})])
+            second = pool.submit(plan, ledger)
+            wait_for(partial(ledger.waits, "advisory"), "the second planner at the lock")
+        assert second.result() == {"written": 0, "refused": []}
+    assert [row["prompt"] for row in board(ledger)] == ["first"]
 
 
 def test_a_row_that_the_app_holds_is_left_for_the_next_time(ledger: Ledger) -> None:
