@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import timedelta
 
 import pytest
@@ -141,6 +142,20 @@ def test_a_name_that_nobody_has_costs_nothing() -> None:
     found = failed(chat)
     assert (found.outcome, found.billed) == ("unreachable", False)
     chat.close()
+
+
+def test_a_server_that_takes_no_connection_costs_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        with ExitStack() as crowd:
+            for _ in range(4):  # the kernel keeps one or two, and then answers nobody
+                waiting = crowd.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(address)
+            chat = Chat(f"http://127.0.0.1:{address[1]}/v1", KEY, SCHEMA)
+            found = failed(chat, seconds=1)
+            chat.close()
+    assert (found.outcome, found.billed) == ("unreachable", False)
 
 
 def test_a_server_that_speaks_no_http() -> None:
