@@ -13,6 +13,8 @@ from app.errors import Halted, Transient
 from app.gpt.answers import SCHEMA_LEVEL, Completion, Message, completion_of, request_body
 from app.gpt.failures import CallFailed
 from app.gpt.pace import limits_of
+from app.gpt.verdict import SCHEMA
+from app.settings import Gpt
 
 if TYPE_CHECKING:
     from httpx2 import Timeout
@@ -22,6 +24,12 @@ PLACEHOLDER = "none"  # the key where none is needed, such as Ollama's
 _LOOK = 1.0  # seconds between two looks at whether the work was cancelled
 _GRACE = 5.0  # seconds after the deadline in which a call has to end
 _T = TypeVar("_T")
+
+
+def build_chat(gpt: Gpt) -> "Chat":
+    """The client of the settings. It must not be made where `gpt.offline`."""
+    key = gpt.openai_api_key
+    return Chat(gpt.base_url, key.get_secret_value() if key else None, SCHEMA)
 
 
 class Chat:

@@ -13,9 +13,10 @@ import pytest
 
 from app.errors import Halted, LeaseLost, RateLimited
 from app.gpt.answers import Completion
-from app.gpt.chat import Chat
+from app.gpt.chat import Chat, build_chat
 from app.gpt.failures import CallFailed, Usage
 from app.gpt.verdict import SCHEMA, BadVerdict, parse
+from app.settings import Gpt
 from tests.support.openai_server import KEY, OpenAIServer, serving, verdict_for
 from tests.support.servers import free_port
 
@@ -269,6 +270,13 @@ def test_a_server_that_needs_no_key(server: OpenAIServer) -> None:
     assert ask(chat).usage is not None
     assert server.headers[0]["authorization"] == "Bearer none"
     chat.close()
+
+
+def test_the_client_of_the_settings(server: OpenAIServer) -> None:
+    chat = build_chat(Gpt.model_validate({"openai_api_key": KEY, "openai_base_url": server.url}))
+    assert ask(chat).text
+    chat.close()
+    assert build_chat(Gpt.model_validate({"openai_api_key": KEY})).host == "api.openai.com"
 
 
 @pytest.mark.parametrize("key", ["sk-ключ", "two words", "line\nbreak"])

