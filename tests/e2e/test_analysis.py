@@ -155,13 +155,13 @@ def test_used_up_credit_is_one_incident(new_system: NewSystem, server: OpenAISer
 
 
 def test_a_budget_holds_and_goes_on_when_it_is_raised(new_system: NewSystem, server: OpenAIServer) -> None:
-    system = new_system(**of(server, LLM_BUDGET_DAILY="0.005"))
+    system = new_system(**of(server, LLM_BUDGET_DAILY="0.0012"))
     insert(system, 40)
     gpt(system, threads=8)
     system.wait_until(lambda states: incident(system)[0] == "error" and not states["processing"])
     assert "LLM_BUDGET_DAILY is raised" in incident(system)[1]
     [spent] = system.sql("select sum(cost) as cost, count(*) as n from llm_calls")
-    assert 0 < spent["cost"] <= Decimal("0.005")
+    assert 0 < spent["cost"] <= Decimal("0.0012")
     assert spent["n"] == len(server.calls) < 40
     assert system.sql("select cost from llm_days")[0]["cost"] == spent["cost"]
 
