@@ -30,6 +30,8 @@ $$;
 delete from public.toban_sources where source like 'toy%';
 truncate public.work_items, public.runs, public.run_results, public.jobs, public.workers, public.audio_files,
   public.vibe_whisper, public.transcripts, public.job_status restart identity cascade;
+truncate public.llm_batches, public.llm_batch_items, public.llm_calls, public.llm_days, public.queue_holds,
+  public.dashboard restart identity cascade;
 """
 
 
