@@ -12,8 +12,9 @@ DAY, HOUR = 86400, 3600
 def blocks(ledger: Ledger, count: int, device: str = "d1", prompt: str = "how was it?") -> list[str]:
     """The app writes `count` rows with a prompt, a minute apart, the first now; returns their items' keys."""
     ledger.sql(
-        "insert into dashboard (device_id, date, time_block, prompt) select %s, '2025-07-18'::date + n / 48,"
-        " to_char('2025-07-18'::timestamp + mod(n, 48) * interval '30 min', 'HH24-MI'), %s from generate_series(0, %s) n",
+        "insert into dashboard (device_id, date, time_block, prompt)"
+        " select %s, t, to_char(t, 'HH24-MI'), %s"
+        " from (select '2025-07-18'::timestamp + n * interval '30 min' as t from generate_series(0, %s) n) x",
         device, prompt, count - 1,
     )  # fmt: skip
     rows = ledger.sql("select key from work_items where source = 'analysis' and partition = %s order by id", device)
@@ -154,14 +155,12 @@ def test_either_lane_takes_what_the_other_leaves(ledger: Ledger) -> None:
 def test_rows_in_a_batch_take_no_turn_of_their_device(ledger: Ledger) -> None:
     blocks(ledger, 3, "busy")
     opened(ledger)
-    ledger.sql(
-        "insert into dashboard (device_id, date, time_block, prompt) values ('busy', '2025-08-01', '10-00', 'p')"
-    )
+    ledger.sql("insert into dashboard (device_id, date, time_block, prompt) values ('busy', '2025-08-01', '00-00', '')")
     blocks(ledger, 1, "idle")
-    age(ledger, 11 * HOUR, "busy/2025-08-01/9-00")
-    age(ledger, 10.5 * HOUR, "idle/2025-07-18/00-00")
+    age(ledger, 12 * HOUR, "busy/2025-08-01/00-00")
+    age(ledger, 11 * HOUR, "idle/2025-07-18/00-00")
     ledger.heartbeat("gpt1", slots=5, queues=["gpt"])
-    assert [item["key"] for item in ledger.claim(1, "analysis", queue="gpt")] == ["busy/2025-08-01/9-00"]
+    assert [item["key"] for item in ledger.claim(1, "analysis", queue="gpt")] == ["busy/2025-08-01/00-00"]
 
 
 @pytest.mark.parametrize(
