@@ -38,6 +38,7 @@ lint: .venv/.dev
 
 bench: .venv/.dev
 	@$(BIN)/python -m bench.ledger
+	@$(BIN)/python -m bench.analysis
 
 openai: .venv/.openai
 

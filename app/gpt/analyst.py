@@ -14,11 +14,11 @@ from app.database import Database
 from app.errors import BadAnswer, Halted, LeaseLost, Permanent, TobanError
 from app.gpt import offline
 from app.gpt.answers import Completion, Message
-from app.gpt.chat import Chat
+from app.gpt.chat import Chat, build_chat
 from app.gpt.failures import CallFailed, Usage
-from app.gpt.limiter import Limiter, limiter_url
+from app.gpt.limiter import Limiter, build_limiter
 from app.gpt.prices import PRICES, Price, cost
-from app.gpt.verdict import SCHEMA, BadVerdict, Verdict, parse
+from app.gpt.verdict import BadVerdict, Verdict, parse
 from app.settings import Settings
 from app.work import Work
 
@@ -97,18 +97,11 @@ class Analyst:
 
     @cached_property
     def _chat(self) -> Chat:
-        key = self._settings.openai_api_key
-        return Chat(self._settings.base_url, key.get_secret_value() if key else None, SCHEMA)
+        return build_chat(self._settings)
 
     @cached_property
     def _limiter(self) -> Limiter:
-        gpt = self._settings
-        return Limiter(
-            limiter_url(gpt, self._broker),
-            gpt.llm_requests_per_minute,
-            gpt.llm_tokens_per_minute,
-            name=self._chat.host,
-        )
+        return build_limiter(self._settings, self._broker)
 
     @cached_property
     def _offline(self) -> offline.Offline:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -19,10 +20,10 @@ from app.errors import Halted, LeaseLost, Permanent, RateLimited, TobanError, Tr
 from app.gpt.analyst import ANSWER_TOKENS, counted, estimated_tokens, row_of
 from app.gpt.answers import SCHEMA_LEVEL, completion_of
 from app.gpt.batch_api import BatchApi, Line, ending, had_no_turn, line_of
-from app.gpt.chat import Chat
+from app.gpt.chat import build_chat
 from app.gpt.failures import CallFailed, Refused, Usage, refused
 from app.gpt.prices import cost
-from app.gpt.verdict import SCHEMA, BadVerdict, Verdict, parse
+from app.gpt.verdict import BadVerdict, Verdict, parse
 from app.ledger import Attempt
 from app.services import Services
 from app.work import end_badly, hold
@@ -111,11 +112,16 @@ class _Lane:
         self._gpt = gpt
         self._zone = services.settings.audio.device_timezone
         self._secret = gpt.openai_api_key.get_secret_value() if gpt.openai_api_key else ""
-        self._provider = BatchApi(Chat(gpt.base_url, self._secret, SCHEMA))
         self._done = done
 
+    @cached_property
+    def _provider(self) -> BatchApi:
+        # The client library takes a second and some memory, which a job that has nothing to do should not.
+        return BatchApi(build_chat(self._gpt))
+
     def close(self) -> None:
-        self._provider.close()
+        if "_provider" in self.__dict__:
+            self._provider.close()
 
     # --- out -------------------------------------------------------------------------------------------------------
 
@@ -289,8 +295,8 @@ class _Lane:
         answer = line.get("response")
         try:
             if not isinstance(answer, dict):
-                code = Refused.read(0, line).code or "no reason given"
-                reason = f"{self._provider.host} did not answer this row of a batch: {code}"
+                why = "it timed out there" if Refused.read(0, line).code == "request_timeout" else "no reason is known"
+                reason = f"{self._provider.host} did not answer this row of a batch: {why}"
                 raise CallFailed("server_error", Transient(reason), billed=False)  # noqa: TRY301 - one end for all
             status, body = answer.get("status_code"), answer.get("body")
             # The prompt is not at hand; so none of the server's own words are repeated.

@@ -28,7 +28,14 @@ class Need:
 
     @property
     def item(self) -> RateLimitItemPerSecond:
-        return RateLimitItemPerSecond(self.limit, self.span, "toban")
+        return _Item(self.limit, self.span, self.what)
+
+
+class _Item(RateLimitItemPerSecond):
+    """A limit whose counts go on when it is changed: by its key `limits` would begin anew."""
+
+    def key_for(self, *identifiers: bytes | str | float) -> str:
+        return f"{self.namespace}/{self.multiples}/{'/'.join(map(str, identifiers))}"
 
 
 class Counts:

@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 MARGIN = 1  # second
 _LOOK = 1.0  # seconds between two looks at whether the work was cancelled
 _SHORTEST = 0.02  # seconds between two questions to Redis
+_UNKNOWN = {"requests": 10_000, "tokens": 10**9}  # in a window, until the server has told its limit
 _AWAY = 10.0  # seconds for which a Redis that failed is left alone
 
 
@@ -51,11 +52,21 @@ def redis_url(url: str) -> str:
     return f"{scheme}://{parts.netloc}{parts.path}{query}"
 
 
+def build_limiter(gpt: Gpt, broker: Broker) -> "Limiter":
+    """The limiter of the settings."""
+    parts = urlsplit(gpt.base_url)
+    # OpenAI's headers tell what it takes in a minute. Others mean a day, or a second.
+    learns = (parts.hostname or "").endswith("api.openai.com")
+    limits = gpt.llm_requests_per_minute, gpt.llm_tokens_per_minute
+    return Limiter(limiter_url(gpt, broker), *limits, parts.netloc.lower(), learns=learns)
+
+
 class Limiter:
     """The pace of one server; serves all threads of a process. Nothing connects before the first use.
 
     `url`: the shared Redis; without it, or while it is away, each process keeps the limits by itself. `name`: what the
-    processes share them by, such as the server's host. `window`: seconds that the limits are meant for.
+    processes share them by, such as the server's host. `learns`: whether a limit that is not given is taken from the
+    server's headers, as being for a window. `window`: seconds that the limits are meant for.
     """
 
     def __init__(
@@ -65,13 +76,14 @@ class Limiter:
         tokens_per_minute: int | None,
         name: str,
         *,
+        learns: bool = False,
         window: int = 60,
     ) -> None:
         self.name = name
         self._url = url
         self._span = window + MARGIN
-        self._requests = requests_per_minute
-        self._tokens = tokens_per_minute
+        self._limits = {"requests": requests_per_minute, "tokens": tokens_per_minute}
+        self._learned: dict[str, int | None] = dict(_UNKNOWN) if learns else {}
         self._line = _Line()
         self._lock = threading.Lock()
         self._own = Counts(name)
@@ -86,13 +98,13 @@ class Limiter:
         be more than `patience` seconds away.
         """
         until = time.monotonic() + patience
-        needs = self._needs(tokens)
         with self._line.place() as place:
             while not place.is_first():
                 if time.monotonic() >= until:
-                    raise self._busy(place.position() * self._span / (self._requests or self._span))
+                    raise self._busy(place.position() * self._span / (self._limit("requests") or self._span))
                 place.wait(min(_LOOK, max(until - time.monotonic(), 0)))
                 watch()
+            needs = self._needs(tokens)
             while (seconds := self._take(needs)) > 0:
                 if time.monotonic() + seconds > until:
                     raise self._busy(seconds)
@@ -100,6 +112,8 @@ class Limiter:
 
     def observe(self, limits: Limits) -> None:
         """Slows everybody down where an answer's headers, or a refusal, ask for it."""
+        if self._learned:
+            self._learned |= {name: limit for name in _UNKNOWN if (limit := getattr(limits, name))}
         if limits.pause > 0:
             self.pause(limits.pause)
 
@@ -115,13 +129,16 @@ class Limiter:
                 self._shared.close()
             self._shared = None
 
+    def _limit(self, what: str) -> int | None:
+        return self._limits[what] or self._learned.get(what)
+
     def _needs(self, tokens: int) -> list[Need]:
         """Tokens first: they are counted roughly, a request to the moment."""
         needs = []
-        if self._tokens:
-            needs.append(Need("tokens", self._tokens, self._span, min(max(tokens, 1), self._tokens)))
-        if self._requests:
-            needs.append(Need("requests", self._requests, self._span))
+        if limit := self._limit("tokens"):
+            needs.append(Need("tokens", limit, self._span, min(max(tokens, 1), limit)))
+        if limit := self._limit("requests"):
+            needs.append(Need("requests", limit, self._span))
         return needs
 
     def _take(self, needs: list[Need]) -> float:
