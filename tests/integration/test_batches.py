@@ -400,8 +400,6 @@ def test_a_cancelled_batch_that_does_not_end_gives_its_rows_back_at_their_deadli
     world.sql("update llm_batches set leave_by = now()")
     run_batches(services)
     world.sql("update work_items set opened_at = opened_at - interval '1 day', lease_until = now(), run_until = now()")
-    world.direct(services)
-    world.later()
     assert world.direct(services) == 4
     monkeypatch.undo()
     world.until_ended(services)
