@@ -73,7 +73,7 @@ def test_every_function_of_ours_has_a_fixed_search_path(direct_ledger: Ledger) -
         "select proname from pg_proc where pronamespace = 'public'::regnamespace and proname like 'toban\\_%%'"
         " and not coalesce('search_path=\"\"' = any (proconfig), false)"
     )
-    # That one's updates run the app's own triggers, which expect the app's path; the system's names come first there too.
+    # Its updates run the app's own triggers, which expect the app's path; the system's names come first there too.
     assert [row["proname"] for row in rows] == ["toban_mark"]
     assert direct_ledger.one("select proconfig from pg_proc where proname = 'toban_mark'") == [
         "search_path=public, extensions, pg_temp"
