@@ -173,7 +173,6 @@ def test_rows_in_a_batch_take_no_turn_of_their_device(ledger: Ledger) -> None:
         ),
         ('update jobs set filters = \'{"partition": "other"}\'', "0 wait"),
         ('update jobs set filters = \'{"date": "2025-07-19"}\'', "0 wait"),
-        ('update jobs set filters = \'{"since": "2025-07-19T00:00:00Z"}\'', "0 wait"),
     ],
 )
 def test_the_jobs_switchboard_holds_for_the_lane(ledger: Ledger, change: LiteralString, reason: str) -> None:
