@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from random import uniform
+from typing import TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import structlog
@@ -21,6 +22,7 @@ from app.gpt.counts import Counts, Need
 from app.gpt.pace import LONGEST, Limits
 from app.settings import Broker, Gpt
 
+_T = TypeVar("_T")
 log = structlog.get_logger(__name__)
 
 # A server counts requests when they arrive. One that travelled a moment longer than the one that follows a window later
@@ -83,7 +85,7 @@ class Limiter:
         self._url = url
         self._span = window + MARGIN
         self._limits = {"requests": requests_per_minute, "tokens": tokens_per_minute}
-        self._learned: dict[str, int | None] = dict(_UNKNOWN) if learns else {}
+        self._learned = dict(_UNKNOWN) if learns else {}
         self._line = _Line()
         self._lock = threading.Lock()
         self._own = Counts(name)
@@ -113,14 +115,17 @@ class Limiter:
     def observe(self, limits: Limits) -> None:
         """Slows everybody down where an answer's headers, or a refusal, ask for it."""
         if self._learned:
-            self._learned |= {name: limit for name in _UNKNOWN if (limit := getattr(limits, name))}
+            told = {name: limit for name in _UNKNOWN if (limit := getattr(limits, name))}
+            if any(self._learned[name] != limit for name, limit in told.items()):
+                self._learned |= told
+                self._ask(lambda shared: shared.remember(told), None)
         if limits.pause > 0:
             self.pause(limits.pause)
 
     def pause(self, seconds: float) -> None:
         """Nobody calls for so many seconds. A shorter pause does not end a longer one."""
         self._own.pause(seconds)
-        self._ask(lambda shared: shared.pause(seconds))
+        self._ask(lambda shared: shared.pause(seconds), None)
 
     def close(self) -> None:
         """Frees the connections."""
@@ -134,6 +139,9 @@ class Limiter:
 
     def _needs(self, tokens: int) -> list[Need]:
         """Tokens first: they are counted roughly, a request to the moment."""
+        if self._learned == _UNKNOWN:
+            nothing: dict[str, int] = {}
+            self._learned |= self._ask(Counts.remembered, nothing)
         needs = []
         if limit := self._limit("tokens"):
             needs.append(Need("tokens", limit, self._span, min(max(tokens, 1), limit)))
@@ -143,23 +151,23 @@ class Limiter:
 
     def _take(self, needs: list[Need]) -> float:
         """Takes what there is of `needs`; seconds until the next try, 0: everything is taken."""
-        pause = max(self._own.paused(), self._ask(Counts.paused))
+        pause = max(self._own.paused(), self._ask(Counts.paused, 0.0))
         if pause > 0:
             return pause
         while needs:
             need = needs[0]
             # This process's own counts are a part of the shared ones. They go on when Redis is away or has forgotten.
-            seconds = self._own.wait_for(need) or self._ask(partial(Counts.take, need=need))
+            seconds = self._own.wait_for(need) or self._ask(partial(Counts.take, need=need), 0.0)
             if seconds > 0:
                 return max(seconds, _SHORTEST)
             self._own.take(need)
             needs.pop(0)
         return 0.0
 
-    def _ask(self, question: Callable[[Counts], float]) -> float:
-        """Seconds to wait as the shared counts say; none while they are away, which is told once and fails nobody."""
+    def _ask(self, question: Callable[[Counts], _T], otherwise: _T) -> _T:
+        """What the shared counts say; `otherwise` while they are away, which is told once and fails nobody."""
         if self._url is None or time.monotonic() < self._away_until:
-            return 0.0
+            return otherwise
         try:
             answer = question(self._connected(self._url))
         except (RedisError, OSError, ValueError) as error:
@@ -167,7 +175,7 @@ class Limiter:
             if not self._is_away:
                 log.warning("limiter.alone", limiter=self.name, reason=type(error).__name__)
             self._is_away = True
-            return 0.0
+            return otherwise
         if self._is_away:
             log.info("limiter.together", limiter=self.name)
         self._is_away = False

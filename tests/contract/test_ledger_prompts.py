@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import LiteralString
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -13,7 +13,7 @@ from tests.support.ledger import Ledger, Row, at_once
 from tests.support.servers import wait_for
 
 DEVICE = "9f7d6e27-98c3-4c19-bdfb-f7fda58b9a93"
-ZONE = "Asia/Tokyo"
+ZONE, JOB = "Asia/Tokyo", "timeblock-prompt"
 NOON, QUARTER_PAST, HALF_PAST = ("2025-07-18T03:00:00Z", "2025-07-18T03:15:00Z", "2025-07-18T03:30:00Z")
 
 
@@ -23,8 +23,12 @@ def hear(ledger: Ledger, text: str = "こんにちは", device: str = "d1", at: 
     ledger.finish(ledger.running(), text, block)
 
 
-def unprompted(ledger: Ledger, **params: object) -> list[Row]:
-    return list(ledger.call("unprompted_blocks", **{"zone": ZONE, "filters": {}, "limit": 100, **params})["blocks"])
+def unprompted(ledger: Ledger, filters: Row | None = None, **params: object) -> list[Row]:
+    """`filters`: those of the planner's job from now on."""
+    if filters is not None:
+        ledger.call("sync_jobs", jobs=[{"job": JOB, "title": "P", "source": None, "every": 60}])
+        ledger.sql("update jobs set filters = %s", Jsonb(filters))
+    return list(ledger.call("unprompted_blocks", **{"zone": ZONE, "job": JOB, "limit": 100, **params})["blocks"])
 
 
 def write(ledger: Ledger, blocks: list[Row], words: str = "Of: ") -> Row:
@@ -33,7 +37,7 @@ def write(ledger: Ledger, blocks: list[Row], words: str = "Of: ") -> Row:
     return dict(ledger.call("write_prompts", blocks=prompts))
 
 
-def plan(ledger: Ledger, **params: object) -> Row:
+def plan(ledger: Ledger, **params: Any) -> Row:
     return write(ledger, unprompted(ledger, **params))
 
 

@@ -247,6 +247,20 @@ def test_the_limiter_of_the_settings(made: list[Limiter], redis_server: Redis) -
     assert limiter._limit("requests") == 3
 
 
+def test_what_one_process_learns_the_others_know(made: list[Limiter], redis_server: Redis) -> None:
+    one, two, three = (
+        Limiter(redis_server.url, None, tokens, "llm.example", learns=True) for tokens in (None, None, 500)
+    )
+    made.extend([one, two, three])
+    two.acquire(1, nothing, 0)  # nobody knows anything yet, and it counts
+    one.observe(Limits(requests=3, tokens=1000))
+    for limiter in (two, three):
+        limiter.acquire(1, nothing, 0)
+    assert (two._limit("tokens"), three._limit("tokens")) == (1000, 500)
+    with pytest.raises(RateLimited):
+        one.acquire(1, nothing, 0)
+
+
 def test_counts_go_on_when_a_limit_changes(made: list[Limiter], url: str | None) -> None:
     limiter = limiter_of(made, url, requests=100)
     for _ in range(4):
