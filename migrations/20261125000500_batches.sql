@@ -258,8 +258,8 @@ begin
 end
 $$;
 
--- A batch is over: what is still out leaves it, and its calls end. p: batch, message, direct (see toban_leave_batch), lost
--- (its unanswered calls may have been billed), days (older batches are forgotten) → left
+-- A batch is over: what is still out leaves it, and its calls end. p: batch, message, direct (see toban_leave_batch),
+-- lost (its unanswered calls may have been billed), days (older batches are forgotten) → left
 create or replace function public.toban_end_batch(p jsonb) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '60s' as $$
 declare

@@ -148,7 +148,9 @@ class World:
         """Look after what is out, until nothing is; send nothing new."""
         for _ in range(10):
             self.later()
-            batches._Lane(services, Round()).look_after()
+            lane = batches._Lane(services, Round())
+            lane.look_after()
+            lane.close()
             if not self.sql("select id from llm_batches where state <> 'ended'"):
                 return
         raise AssertionError(self.sql("select * from llm_batches"))
