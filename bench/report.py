@@ -170,6 +170,22 @@ def _day(results: Mapping[str, Figures], _: str) -> str:
     return _table(("", ""), rows).replace("---:", "---")
 
 
+def _analysis(results: Mapping[str, Figures], _: str) -> str:
+    """What faults cost, and whether the pace is kept."""
+    of = results["analysis"]
+    rows = [
+        (
+            name,
+            f"{one['completed']:,} of {one['rows']:,}",
+            f"{one['calls']:,}",
+            f"{one['paid_for_each_row']:.2f}",
+            f"{one['refused_share'] * 100:.1f} %",
+        )
+        for name, one in (("faults", of["faulty"]), ("60 a minute", of["paced"]))
+    ]
+    return _table(("", "rows completed", "calls", "paid calls for each", "refused for their pace"), rows)
+
+
 TABLES: Mapping[str, Callable[[Mapping[str, Figures], str], str]] = {
     "machine": _machine,
     "speech": _speech,
@@ -179,6 +195,7 @@ TABLES: Mapping[str, Callable[[Mapping[str, Figures], str], str]] = {
     "day": _day,
     "overlap": _overlap,
     "ledger": _ledger,
+    "analysis": _analysis,
 }
 
 
