@@ -16,6 +16,9 @@ TITLES = {
     "audio": "Recordings",
     "whisper": "Speech",
     "ledger": "Ledger and workers",
+    "monitor": "Monitor",
+    "alerts": "Alerts",
+    "portal": "Reports of jobs outside",
     "log": "Log",
 }
 CODES = {
@@ -32,6 +35,7 @@ CODES = {
     "character that has to be percent-encoded.",
     "E011": "`SUPABASE_URL` is not an http(s) address.",
     "E012": "The address of the broker or of the result backend may mean another than it seems to (as above).",
+    "E020": "`ALERT_URLS` holds something that is no address.",
 }
 INTRODUCTION = """# Configuration
 

@@ -181,8 +181,9 @@ begin
 end
 $$;
 
--- Settle an incident by hand: p: incident (its id), or source and key of one failed item; who? → dismissed. Failed items
--- stay failed, and are no incident any more. Anything else stays dismissed until its cause ends, or fails once more.
+-- Settle an incident by hand. p: incident (its id), or source and key of one failed item; who? → dismissed. Failed
+-- items stay failed, and are no incident any more. Anything else stays dismissed until its cause ends, or it fails
+-- again.
 create or replace function public.toban_dismiss(p jsonb) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '60s' as $$
 declare

@@ -12,6 +12,7 @@ from pydantic_settings import SettingsConfigDict
 
 from app.settings.database import Database
 from app.settings.group import Group, Memory, Seconds, Zone, scheme
+from app.settings.monitor import Alerts, Monitor, Portal
 from app.settings.problems import Problem
 
 # Problems with the source of recordings, which only a process that reads them has.
@@ -274,6 +275,9 @@ class Settings(BaseModel):
     audio: Audio
     whisper: Whisper
     ledger: Ledger
+    monitor: Monitor
+    alerts: Alerts
+    portal: Portal
     log: Log
 
 
@@ -283,5 +287,8 @@ GROUPS: dict[str, type[Group]] = {
     "audio": Audio,
     "whisper": Whisper,
     "ledger": Ledger,
+    "monitor": Monitor,
+    "alerts": Alerts,
+    "portal": Portal,
     "log": Log,
 }
