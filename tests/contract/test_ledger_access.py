@@ -10,9 +10,10 @@ from app.errors import Permanent, Transient
 from tests.support.ledger import NOON, Ledger
 from tests.support.servers import PostgREST, free_port, key_of, wait_for
 
-OURS = ["work_items", "toban_sources", "jobs", "runs", "run_results", "workers", "transcripts", "saved_parts"]
+OURS = ["work_items", "toban_sources", "jobs", "runs", "run_results", "workers", "transcripts", "saved_parts",
+        "queue_holds", "llm_calls", "llm_days", "prompted_blocks"]  # fmt: skip
 # Made by the migrations in a database that has none.
-APPS = ["job_status", "audio_files", "vibe_whisper"]
+APPS = ["job_status", "audio_files", "vibe_whisper", "dashboard"]
 PUBLIC_KEYS = ["anon", "authenticated"]
 
 
@@ -109,10 +110,12 @@ def test_an_upload_with_the_anon_key_opens_its_item(direct_ledger: Ledger) -> No
 def test_tables_that_the_migrations_made_show_a_public_key_nothing(direct_ledger: Ledger, role: str) -> None:
     direct_ledger.file()
     direct_ledger.finish(direct_ledger.running())
+    direct_ledger.block()
     with psycopg.connect(direct_ledger.url, autocommit=True) as session:
         session.execute(sql.SQL("set role {}").format(sql.Identifier(role)))
         assert session.execute("select from audio_files").fetchall() == []
         assert session.execute("select from vibe_whisper").fetchall() == []
+        assert session.execute("select from dashboard").fetchall() == []
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             session.execute("insert into audio_files values ('d2', now(), 'a.wav', 'pending')")
 

@@ -68,6 +68,16 @@ class Ledger:
             count,
         )
 
+    def block(
+        self, device: str = "d1", block: str = "12-00", prompt: str | None = "How was it?", date: str = "2025-07-18"
+    ) -> str:
+        """The app inserts a dashboard row that waits; returns the item's key."""
+        self.sql(
+            "insert into dashboard (device_id, date, time_block, prompt) values (%s, %s, %s, %s)",
+            device, date, block, prompt,
+        )  # fmt: skip
+        return f"{device}/{date}/{block}"
+
     def status_of(self, key: str) -> str | None:
         """What the app's row says."""
         rows = self.sql(f"select transcriptions_status as s from audio_files where {KEY} = %s", key)
