@@ -268,7 +268,7 @@ def test_many_failed_items_cost_one_look(direct_ledger: Ledger) -> None:
     direct_ledger.sql(
         "insert into work_items (source, key, ref, state, incident_since, finished_at, last_error, last_error_kind)"
         " select 'transcription', 'k' || n, '{}', 'failed', now() - n * interval '1 s', now(),"
-        " 'reason ' || chr(97 + n %% 26) || chr(97 + n / 26 %% 26), 'permanent' from generate_series(1, 10000) n"
+        " 'reason ' || chr(97 + n % 26) || chr(97 + n / 26 % 26), 'permanent' from generate_series(1, 10000) n"
     )
     look(direct_ledger)
     found = direct_ledger.call("incidents")

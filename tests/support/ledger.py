@@ -48,7 +48,7 @@ class Ledger:
 
     def sql(self, statement: LiteralString, *values: object) -> list[Row]:
         cursor: psycopg.Cursor[DictRow] = self.app.execute(statement, values or None)
-        return cursor.fetchall() if cursor.description else []
+        return cursor.fetchall() if cursor.description is not None else []
 
     def one(self, statement: LiteralString, *values: object) -> Any:
         """The first column of the first row."""

@@ -37,7 +37,10 @@ def report(ledger: Ledger, status: str = "success", job: str = "nightly", **para
 def sync(ledger: Ledger, **changes: object) -> None:
     """The job `dispatch`, whose slot has just run."""
     ledger.call("sync_jobs", jobs=[DISPATCH | changes])
-    ledger.sql("update jobs set last_slot = date_trunc('hour', now()), last_started_at = now()")
+    ledger.sql(
+        "update jobs set last_slot = date_trunc('hour', now()), last_started_at = now(), last_finished_at = now(),"
+        " last_status = 'success'"
+    )
 
 
 def alive(ledger: Ledger) -> None:
