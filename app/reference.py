@@ -17,6 +17,9 @@ TITLES = {
     "whisper": "Speech",
     "gpt": "Analysis",
     "ledger": "Ledger and workers",
+    "monitor": "Monitor",
+    "alerts": "Alerts",
+    "portal": "Reports of jobs outside",
     "log": "Log",
 }
 CODES = {
@@ -37,6 +40,7 @@ CODES = {
     "E014": "A budget is set, but what `OPENAI_MODEL` costs is not known: set `LLM_PRICES`.",
     "E015": "The file of `ANALYSIS_PROMPT_TEMPLATE` does not exist.",
     "E016": "`LLM_LIMITER_URL` is not the address of a Redis, or may mean another than it seems to.",
+    "E020": "`ALERT_URLS` holds something that is no address.",
 }
 INTRODUCTION = """# Configuration
 

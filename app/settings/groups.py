@@ -13,6 +13,7 @@ from pydantic_settings import SettingsConfigDict
 from app.settings.database import Database
 from app.settings.gpt import Gpt
 from app.settings.group import Group, Memory, Seconds, Zone, scheme
+from app.settings.monitor import Alerts, Monitor, Portal
 from app.settings.problems import Problem
 
 # Problems with the source of recordings, which only a process that reads them has.
@@ -279,6 +280,9 @@ class Settings(BaseModel):
     whisper: Whisper
     gpt: Gpt
     ledger: Ledger
+    monitor: Monitor
+    alerts: Alerts
+    portal: Portal
     log: Log
 
 
@@ -289,5 +293,8 @@ GROUPS: dict[str, type[Group]] = {
     "whisper": Whisper,
     "gpt": Gpt,
     "ledger": Ledger,
+    "monitor": Monitor,
+    "alerts": Alerts,
+    "portal": Portal,
     "log": Log,
 }

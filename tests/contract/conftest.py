@@ -32,6 +32,8 @@ truncate public.work_items, public.runs, public.run_results, public.jobs, public
   public.vibe_whisper, public.transcripts, public.job_status, public.dashboard, public.prompted_blocks,
   public.queue_holds, public.llm_calls, public.llm_days, public.llm_batches, public.llm_batch_items
   restart identity cascade;
+truncate public.job_watch, public.job_reports, public.beats, public.queue_watch, public.incidents, public.alerts,
+  public.alert_channels, public.audit_log, public.monitor_state restart identity cascade;
 """
 
 UUIDS = """
