@@ -15,6 +15,7 @@ TITLES = {
     "broker": "Broker",
     "audio": "Recordings",
     "whisper": "Speech",
+    "gpt": "Analysis",
     "ledger": "Ledger and workers",
     "monitor": "Monitor",
     "alerts": "Alerts",
@@ -35,6 +36,10 @@ CODES = {
     "character that has to be percent-encoded.",
     "E011": "`SUPABASE_URL` is not an http(s) address.",
     "E012": "The address of the broker or of the result backend may mean another than it seems to (as above).",
+    "E013": "`OPENAI_BASE_URL` is not an http(s) address, or holds a login.",
+    "E014": "A budget is set, but what `OPENAI_MODEL` costs is not known: set `LLM_PRICES`.",
+    "E015": "The file of `ANALYSIS_PROMPT_TEMPLATE` does not exist.",
+    "E016": "`LLM_LIMITER_URL` is not the address of a Redis, or may mean another than it seems to.",
     "E020": "`ALERT_URLS` holds something that is no address.",
 }
 INTRODUCTION = """# Configuration

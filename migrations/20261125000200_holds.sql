@@ -92,7 +92,7 @@ create trigger toban_goes_on after update of state on public.work_items for each
 
 -- The due items to take next: by priority, then in turns among the partitions, those with fewer items under way first;
 -- of one partition the oldest first, by the row's own time. p_filters: those of toban_filters(), and opened_before: take
--- only what waits since before then, is urgent, or has the parameter `direct`.
+-- only what waits since before then, is urgent, or has the parameter `direct` or `model`.
 create or replace function public.toban_choose(p_source text, p_queue text, p_room integer, p_filters jsonb)
 returns bigint[]
 language plpgsql stable set search_path = '' as $$
@@ -135,7 +135,7 @@ begin
         where w.source = p_source and w.state = 'pending' and w.partition = q.partition and w.available_at <= now()
           and (v_since is null or w.at >= v_since) and (v_until is null or w.at < v_until)
           and (v_date is null or w.ref ->> (p_filters ->> 'date_column') = v_date)
-          and (v_before is null or w.opened_at < v_before or w.priority > 0 or w.params ? 'direct')
+          and (v_before is null or w.opened_at < v_before or w.priority > 0 or w.params ?| array['direct', 'model'])
         order by w.priority desc, coalesce(w.at, w.opened_at), w.id limit least(v_depth, p_room)) c
     ), chosen as (
       select id, partition from candidates order by priority desc, turn, moment, id limit p_room
@@ -207,7 +207,7 @@ begin
       and (f ->> 'partition' is null or partition = f ->> 'partition')
       and (v_since is null or at >= v_since) and (v_until is null or at < v_until)
       and (f ->> 'date' is null or ref ->> (f ->> 'date_column') = f ->> 'date')
-      and (v_before is null or opened_at < v_before or priority > 0 or params ? 'direct')
+      and (v_before is null or opened_at < v_before or priority > 0 or params ?| array['direct', 'model'])
     order by partition limit 10000) x;
   v_left := j.batch_limit - coalesce(
     (select r.dispatched from public.runs r where r.job = j.job and r.slot = public.toban_slot(j, now())), 0);
@@ -302,8 +302,8 @@ end
 $$;
 
 -- p: id, task_id, token, worker, max_run (s), lease (s)
--- → started, attempt, tries, max_attempts, run_id, key, ref, params, at, opened_at, row, timeout (s, of the source's
--- job)   or   started false, reason
+-- → started, attempt, tries, max_attempts, run_id, key, ref, params, at, opened_at, row, queue, timeout (s, of the
+-- source's job)   or   started false, reason
 -- A repeated call with the same token gets the same answer.
 create or replace function public.toban_start(p jsonb) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '15s' as $$
@@ -358,8 +358,8 @@ begin
   return jsonb_build_object('started', true, 'attempt', w.attempt, 'tries', w.tries, 'max_attempts', w.max_attempts,
     'run_id', w.run_id,
     'key', w.key, 'ref', w.ref, 'params', w.params, 'at', w.at, 'opened_at', w.opened_at, 'row', v_row,
-    'timeout', (select extract(epoch from j.timeout) from public.jobs j
-                where j.source = w.source order by j.job limit 1));
+    'queue', w.queue, 'timeout', (select extract(epoch from j.timeout) from public.jobs j
+                                  where j.source = w.source order by j.job limit 1));
 end
 $$;
 

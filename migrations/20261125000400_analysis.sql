@@ -53,6 +53,10 @@ select public.toban_watch('dashboard', 'analysis', array['device_id', 'date', 't
   p_date => 'date', p_block => 'time_block', p_due => 'r.prompt is not null', p_inputs => array['prompt'],
   p_store => 'public.toban_store_analysis');
 
+-- An update of an app's row runs the app's own triggers, which count on finding the app's tables without naming their
+-- schema, as they do in the app's own statements. What the function itself does is named in full.
+alter function public.toban_mark(public.toban_sources, jsonb, text, jsonb) set search_path = public, extensions, pg_temp;
+
 -- Which blocks have their prompt, so that the planner writes each once for what was said in it.
 create table if not exists public.prompted_blocks (
   device_id text not null,
@@ -64,7 +68,7 @@ create table if not exists public.prompted_blocks (
 create index if not exists transcripts_updated_idx on public.transcripts (updated_at);
 
 -- Blocks in which somebody spoke and whose prompt is missing or older than the words. A block waits for all of its
--- recordings, so that it is analysed once. p: zone, filters (as in jobs), days? (how far back, default 7), limit
+-- recordings, so that it is analysed once. p: zone, job? (whose filters hold), days? (how far back, default 7), limit
 -- → blocks [{device_id, date, time_block, transcription, heard_at}]
 create or replace function public.toban_unprompted_blocks(p jsonb) returns jsonb
 language plpgsql stable security definer set search_path = '' set statement_timeout = '30s' as $$
@@ -76,8 +80,7 @@ declare
   v_blocks jsonb;
 begin
   select * into strict s from public.toban_sources where source = 'analysis';
-  j.job := 'timeblock-prompt';
-  j.filters := p -> 'filters';
+  select * into j from public.jobs where job = p ->> 'job';
   f := public.toban_filters(j, s, v_zone);
   with heard as (
     select t.device_id, t.date, t.time_block, max(t.updated_at) as heard_at

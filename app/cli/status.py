@@ -14,11 +14,9 @@ from rich.table import Table
 from app.cli.console import console
 from app.database import Database, open_database
 from app.errors import Transient
-from app.health import Status, duration, overdue, share, since, slots, worker_command
+from app.health import STATES, Status, duration, overdue, share, since, slots, worker_command
 from app.settings import Database as DatabaseSettings
 from app.settings import load_group
-
-STATES = ("pending", "queued", "processing", "completed", "skipped", "failed")
 
 
 def status(*, as_json: bool, watch: bool) -> None:
@@ -69,6 +67,8 @@ def rendered(status: Status) -> RenderableType:
     parts.append(_jobs(status, now))
     if status["running"]:
         parts.append(_running(status, now))
+    if status.get("batches"):
+        parts.append(_batches(status, now))
     if status["failed"]:
         parts.append(_failed(status, now))
     return Group(*parts)
@@ -127,6 +127,16 @@ def _running(status: Status, now: datetime) -> Table:
         progress = share(item["progress"])
         done = f"{progress:.0%}" if progress is not None else ""
         table.add_row(item["source"], escape(item["key"]), item["worker"], str(item["tries"]), started, done)
+    return table
+
+
+def _batches(status: Status, now: datetime) -> Table:
+    table = _table("Batches", "source", "batch", "rows", "still out", "for", "direct in", "at the provider")
+    for batch in status["batches"]:
+        made = _since(batch["created_at"], now).removesuffix(" ago")
+        left = duration(max(0.0, (datetime.fromisoformat(batch["leave_by"]) - now).total_seconds()))
+        theirs = escape(batch["message"] or batch["state"])
+        table.add_row(batch["source"], str(batch["id"]), str(batch["size"]), str(batch["out"]), made, left, theirs)
     return table
 
 

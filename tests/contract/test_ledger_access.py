@@ -11,8 +11,9 @@ from tests.support.ledger import NOON, Ledger
 from tests.support.servers import PostgREST, free_port, key_of, wait_for
 
 OURS = ["work_items", "toban_sources", "jobs", "runs", "run_results", "workers", "transcripts", "saved_parts",
-        "queue_holds", "llm_calls", "llm_days", "prompted_blocks", "job_watch", "job_reports", "beats", "queue_watch",
-        "incidents", "alerts", "alert_channels", "audit_log", "monitor_state"]  # fmt: skip
+        "queue_holds", "llm_calls", "llm_days", "prompted_blocks", "llm_batches", "llm_batch_items", "job_watch",
+        "job_reports", "beats", "queue_watch", "incidents", "alerts", "alert_channels", "audit_log",
+        "monitor_state"]  # fmt: skip
 # Made by the migrations in a database that has none.
 APPS = ["job_status", "audio_files", "vibe_whisper", "dashboard"]
 PUBLIC_KEYS = ["anon", "authenticated"]
@@ -74,7 +75,24 @@ def test_every_function_of_ours_has_a_fixed_search_path(direct_ledger: Ledger) -
         "select proname from pg_proc where pronamespace = 'public'::regnamespace and proname like 'toban\\_%%'"
         " and not coalesce('search_path=\"\"' = any (proconfig), false)"
     )
-    assert rows == []
+    # Its updates run the app's own triggers, which expect the app's path; the system's names come first there too.
+    assert [row["proname"] for row in rows] == ["toban_mark"]
+    assert direct_ledger.one("select proconfig from pg_proc where proname = 'toban_mark'") == [
+        "search_path=public, extensions, pg_temp"
+    ]
+
+
+def test_an_apps_own_trigger_finds_its_tables(ledger: Ledger) -> None:
+    """It names them without their schema, as one does."""
+    ledger.sql("create table toy_log (what text); create table toy (id text primary key, state text)")
+    ledger.sql("create function toban_on_toy_own() returns trigger language plpgsql as"
+               " $$ begin insert into toy_log values (new.state); return null; end $$")  # fmt: skip
+    ledger.sql("create trigger own after update on toy for each row execute function toban_on_toy_own()")
+    ledger.one("select toban_watch('toy', 'toy', array['id'], 'state')")
+    ledger.sql("insert into toy values ('x', 'pending')")
+    attempt = ledger.running("toy")
+    assert ledger.call("finish", **attempt.ids(), result={})["written"]
+    assert ledger.sql("select what from toy_log") == [{"what": "completed"}]
 
 
 def test_job_status_is_read_by_users_and_written_by_nobody(direct_ledger: Ledger) -> None:

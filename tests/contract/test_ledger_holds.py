@@ -1,10 +1,14 @@
 """A held queue: nothing of it is claimed for a while, and a person is told once."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.support.ledger import QUEUE, Ledger, Row, at_once
+from tests.support.servers import wait_for
 
 NO_CREDIT: Row = {"queue": QUEUE, "cause": "credit", "reason": "the credit is used up", "seconds": 600,
                   "incident": True}  # fmt: skip
@@ -205,12 +209,16 @@ def test_upkeep_leaves_what_holds(ledger: Ledger) -> None:
 
 
 def test_an_incident_that_begins_while_another_hold_ends(ledger: Ledger) -> None:
-    """Told as over only if nothing holds any more."""
-    ledger.files("d1", 12)
-    for _ in range(12):
-        ledger.sql("delete from queue_holds")
-        run = ledger.running()
-        hold(ledger)
-        over(ledger)
-        at_once(partial(ledger.finish, run), partial(hold, ledger, cause="key", reason="the key is refused"))
-        assert told(ledger) == {"last_status": "error", "last_message": "the key is refused"}
+    """The end of the one must not be told as the end of the other."""
+    ledger.file()
+    run = ledger.running()
+    hold(ledger)
+    over(ledger)
+    with ThreadPoolExecutor(1) as pool:
+        with psycopg.connect(ledger.url) as other:
+            refused = {**NO_CREDIT, "cause": "key", "reason": "the key is refused"}
+            other.execute("select toban_hold(%s)", [Jsonb(refused)])
+            finished = pool.submit(ledger.finish, run)
+            wait_for(partial(ledger.waits, "advisory"), "the finish at the lock")
+        assert finished.result()["written"]
+    assert told(ledger) == {"last_status": "error", "last_message": "the key is refused"}

@@ -1,15 +1,19 @@
 """The planner's functions: which blocks want a prompt, and how it gets into the dashboard."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import LiteralString
+from typing import Any, LiteralString
 
+import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from app.errors import Permanent, Transient
 from tests.support.ledger import Ledger, Row, at_once
+from tests.support.servers import wait_for
 
 DEVICE = "9f7d6e27-98c3-4c19-bdfb-f7fda58b9a93"
-ZONE = "Asia/Tokyo"
+ZONE, JOB = "Asia/Tokyo", "timeblock-prompt"
 NOON, QUARTER_PAST, HALF_PAST = ("2025-07-18T03:00:00Z", "2025-07-18T03:15:00Z", "2025-07-18T03:30:00Z")
 
 
@@ -19,8 +23,12 @@ def hear(ledger: Ledger, text: str = "こんにちは", device: str = "d1", at: 
     ledger.finish(ledger.running(), text, block)
 
 
-def unprompted(ledger: Ledger, **params: object) -> list[Row]:
-    return list(ledger.call("unprompted_blocks", **{"zone": ZONE, "filters": {}, "limit": 100, **params})["blocks"])
+def unprompted(ledger: Ledger, filters: Row | None = None, **params: object) -> list[Row]:
+    """`filters`: those of the planner's job from now on."""
+    if filters is not None:
+        ledger.call("sync_jobs", jobs=[{"job": JOB, "title": "P", "source": None, "every": 60}])
+        ledger.sql("update jobs set filters = %s", Jsonb(filters))
+    return list(ledger.call("unprompted_blocks", **{"zone": ZONE, "job": JOB, "limit": 100, **params})["blocks"])
 
 
 def write(ledger: Ledger, blocks: list[Row], words: str = "Of: ") -> Row:
@@ -29,7 +37,7 @@ def write(ledger: Ledger, blocks: list[Row], words: str = "Of: ") -> Row:
     return dict(ledger.call("write_prompts", blocks=prompts))
 
 
-def plan(ledger: Ledger, **params: object) -> Row:
+def plan(ledger: Ledger, **params: Any) -> Row:
     return write(ledger, unprompted(ledger, **params))
 
 
@@ -230,6 +238,18 @@ def test_two_planners_at_once(ledger: Ledger) -> None:
     assert sum(answer["written"] for answer in answers) == 6
     assert [row["prompt"] for row in board(ledger)] == ["Of: こんにちは"] * 6
     assert ledger.one("select count(*) from work_items where source = 'analysis' and revision = 1") == 6
+
+
+def test_a_planner_waits_for_another_one(ledger: Ledger) -> None:
+    hear(ledger)
+    blocks = [{**block, "prompt": "first"} for block in unprompted(ledger)]
+    with ThreadPoolExecutor(1) as pool:
+        with psycopg.connect(ledger.url) as other:
+            other.execute("select toban_write_prompts(%s)", [Jsonb({"blocks": blocks})])
+            second = pool.submit(plan, ledger)
+            wait_for(partial(ledger.waits, "advisory"), "the second planner at the lock")
+        assert second.result() == {"written": 0, "refused": []}
+    assert [row["prompt"] for row in board(ledger)] == ["first"]
 
 
 def test_a_row_that_the_app_holds_is_left_for_the_next_time(ledger: Ledger) -> None:

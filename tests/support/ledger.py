@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, LiteralString
 
 import psycopg
+from psycopg.pq import ExecStatus
 from psycopg.rows import DictRow, dict_row
 
 from app.database import Database
@@ -48,7 +49,9 @@ class Ledger:
 
     def sql(self, statement: LiteralString, *values: object) -> list[Row]:
         cursor: psycopg.Cursor[DictRow] = self.app.execute(statement, values or None)
-        return cursor.fetchall() if cursor.description is not None else []
+        # (Not its description: there is none for `select from …`, whose rows have no columns.)
+        has_rows = cursor.pgresult is not None and cursor.pgresult.status == ExecStatus.TUPLES_OK
+        return cursor.fetchall() if has_rows else []
 
     def one(self, statement: LiteralString, *values: object) -> Any:
         """The first column of the first row."""
@@ -124,6 +127,11 @@ class Ledger:
             " where (coalesce(r.transcriptions_status, '') = 'pending')"
             " <> (coalesce(i.state, '') in ('pending', 'queued', 'processing'))"
         )
+
+    def waits(self, lock: str) -> bool:
+        """Whether a session waits for such a lock, as `advisory` or `transactionid`."""
+        statement = "select from pg_stat_activity where datname = current_database() and wait_event = %s"
+        return bool(self.sql(statement, lock))
 
     # --- the program's calls ------------------------------------------------------------------------------------
 

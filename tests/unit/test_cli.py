@@ -54,18 +54,29 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "heavy: [] exit: 0" in shown
-    for command in ("up", "demo", "migrate", "add", "status", "reprocess", "doctor"):
+    for command in ("up", "demo", "migrate", "add", "status", "reprocess", "jobs", "import-config", "doctor"):
         assert f" {command} " in shown
 
 
-@pytest.mark.parametrize("arguments", [("nonsense",), ("add",), ("status", "--no-such-option"), ("add", "f")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("nonsense",), ("add",), ("status", "--no-such-option"), ("add", "f"), ("jobs", "set"), ("import-config",)],
+)
 def test_wrong_usage_ends_with_2(run: Run, arguments: tuple[str, ...]) -> None:
     assert run(*arguments) == 2
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("status",), ("migrate",), ("reprocess", "transcription", "--key", "k"), ("add", "f", "--device", "d")],
+    [
+        ("status",),
+        ("migrate",),
+        ("reprocess", "transcription", "--key", "k"),
+        ("add", "f", "--device", "d"),
+        ("jobs",),
+        ("jobs", "set", "analysis", "--pause"),
+        ("import-config", "config.json"),
+    ],
 )
 def test_without_settings_one_message_says_what_to_set(
     run: Run, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
@@ -97,7 +108,7 @@ def test_a_password_that_makes_the_address_unclear_is_not_shown(run: Run, capsys
 def test_reprocess_needs_no_recordings_and_knows_the_model(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("reprocess", "transcription", "--key", "k", "--model", "small")
     assert run(*arguments, DATABASE_URL="postgresql://x@127.0.0.1:9/y", WHISPER_MODEL="base") == 1
-    assert "no worker holds the model 'small'; held: base" in capsys.readouterr().err
+    assert "no worker has the model 'small' for transcription; it may be: base" in capsys.readouterr().err
     assert run(*arguments, DATABASE_URL="postgresql://x@127.0.0.1:9/y", WHISPER_MODEL="small") == 1
     assert "E006" not in (error := capsys.readouterr().err)
     assert "Connection refused" in error or "connection failed" in error
