@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,38 +18,20 @@ from app.database.postgres import PostgresDatabase
 from app.errors import Transient
 from app.monitor.report import MAX_BODY, checked, handle
 from tests.support.receiver import receiving
+from tests.support.servers import ROOT, free_port
 
 SECRET = SecretStr("a secret of the webhook")
 HEADERS = {"X-TC-Portal-Webhook-Secret": SECRET.get_secret_value()}
 REPORT = {"job_key": "nightly", "title": "夜間バックアップ", "status": "success", "finished_at": "2026-11-25T03:00:00Z"}
 
 # As they are in use: the standard library, four variables, and a report that never breaks the script.
-SCRIPT = """
-import json, os, urllib.request
-from datetime import datetime, timezone
-
-def report(status, message=None):
-    try:
-        body = json.dumps({
-            "job_key": os.environ["TC_PORTAL_JOB_KEY"],
-            "title": os.environ["TC_PORTAL_JOB_TITLE"],
-            "status": status,
-            "finished_at": datetime.now(timezone.utc).isoformat(),
-            "message": message,
-        }, ensure_ascii=False).encode("utf-8")
-        request = urllib.request.Request(os.environ["TC_PORTAL_MONITOR_URL"], data=body, method="POST", headers={
-            "Content-Type": "application/json; charset=utf-8",
-            "X-TC-Portal-Webhook-Secret": os.environ["TC_PORTAL_WEBHOOK_SECRET"],
-        })
-        with urllib.request.urlopen(request, timeout=10) as response:
-            print(response.read().decode("utf-8"))
-    except Exception as error:
-        print("report failed:", error)
-
+[EXAMPLE] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/monitor.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+SCRIPT = f"""{EXAMPLE}
 try:
     raise RuntimeError("容量が足りません")
 except RuntimeError as error:
-    report("error", f"バックアップに失敗しました: {error}")
+    report("error", f"バックアップに失敗しました: {{error}}")
+print("done")
 """
 
 
@@ -180,29 +163,29 @@ def test_what_is_new_is_optional(database: Database, database_url: str) -> None:
     assert job["log_tail"].endswith("postgresql://me:***@db/x done")
 
 
+def run_script(folder: Path, port: int) -> "subprocess.CompletedProcess[str]":
+    (folder / "backup.py").write_text(SCRIPT, encoding="utf-8")
+    env = {
+        "TC_PORTAL_MONITOR_URL": f"http://127.0.0.1:{port}/api/monitor/job-report",
+        "TC_PORTAL_WEBHOOK_SECRET": SECRET.get_secret_value(),
+        "TC_PORTAL_JOB_KEY": "nightly-backup",
+        "TC_PORTAL_JOB_TITLE": "夜間バックアップ",
+    }
+    command = [sys.executable, "-I", "-S", str(folder / "backup.py")]  # no library but the standard one
+    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, check=True)
+
+
 def test_a_script_of_the_old_kind_needs_no_change(database: Database, database_url: str, tmp_path: Path) -> None:
-    (tmp_path / "backup.py").write_text(SCRIPT, encoding="utf-8")
     with receiving(lambda headers, body: handle(database, SECRET, headers, body)) as monitor:
-        env = {
-            "TC_PORTAL_MONITOR_URL": f"http://127.0.0.1:{monitor.port}/api/monitor/job-report",
-            "TC_PORTAL_WEBHOOK_SECRET": SECRET.get_secret_value(),
-            "TC_PORTAL_JOB_KEY": "nightly-backup",
-            "TC_PORTAL_JOB_TITLE": "夜間バックアップ",
-            "PYTHONIOENCODING": "utf-8",
-        }
-        ran = subprocess.run(
-            [sys.executable, "-I", str(tmp_path / "backup.py")],
-            env={**os.environ, **env},
-            capture_output=True,
-            check=True,
-        )
-    answer = json.loads(ran.stdout)
-    assert answer["success"] is True
+        assert run_script(tmp_path, monitor.port).stdout == "done\n"
     with psycopg.connect(database_url) as connection:
-        [row] = connection.execute("select id::text, job_key, title, last_status, last_message from job_status")
+        [row] = connection.execute("select job_key, title, last_status, last_message from job_status")
     assert row == (
-        answer["id"], "nightly-backup", "夜間バックアップ", "error",
-        "バックアップに失敗しました: 容量が足りません",
+        "nightly-backup", "夜間バックアップ", "error", "バックアップに失敗しました: 容量が足りません",
     )  # fmt: skip
     database.call("toban_monitor", min_every=0)
     assert [one["title"] for one in database.call("toban_incidents")["incidents"]] == ["夜間バックアップ"]
+
+
+def test_a_script_of_the_old_kind_goes_on_without_a_monitor(tmp_path: Path) -> None:
+    assert run_script(tmp_path, free_port()).stdout.endswith("done\n")
