@@ -188,7 +188,8 @@ begin
     v_sent := (select dispatched from public.runs where job = j.job and slot = public.toban_slot(j, now()));
     if coalesce(v_sent, 0) >= j.batch_limit then
       v_why := v_why || jsonb_build_object('code', 'batch_limit', 'limit', j.batch_limit,
-                                           'next', public.toban_next_slot(j, now()));
+                                           'next',
+        ((public.toban_slot(j, now()) at time zone j.zone) + j.every) at time zone j.zone);
     end if;
     if v_slots > 0 and v_queued >= 2 * v_slots then
       v_why := v_why || jsonb_build_object('code', 'full', 'queue', v_queue, 'queued', v_queued, 'slots', v_slots);
@@ -205,12 +206,6 @@ begin
     'attempts', public.toban_attempts_of(w.id, 50), 'calls', public.toban_calls_of(w.source, w.key, 20),
     'why', v_why);
 end
-$$;
-
--- The slot of a job that begins after p_now. (By way of the wall clock, which may jump.)
-create or replace function public.toban_next_slot(j public.jobs, p_now timestamptz) returns timestamptz
-language sql stable set search_path = '' as $$
-  select ((public.toban_slot(j, p_now) at time zone j.zone) + j.every) at time zone j.zone
 $$;
 
 -- Worker processes and what they run. → now, workers [{id, node, pid, queues, slots, busy, rss_bytes, memory_limit,
@@ -237,6 +232,15 @@ language sql stable security definer set search_path = '' set statement_timeout 
     'troubles', (select coalesce(jsonb_agg(jsonb_build_object(
         'queue', substr(t.job_key, 8), 'message', t.last_message, 'since', t.last_finished_at) order by t.job_key), '[]')
       from public.job_status t where t.job_key like 'worker-%' and t.last_status = 'error'))
+$$;
+
+-- Somebody stopped a worker; who did it by Celery's remote control says so here. p: node, who → noted
+create or replace function public.toban_note_stop(p jsonb) returns jsonb
+language plpgsql security definer set search_path = '' set statement_timeout = '15s' as $$
+begin
+  perform public.toban_audit(p, 'stop worker', p ->> 'node');
+  return jsonb_build_object('noted', true);
+end
 $$;
 
 select public.toban_lock_down();

@@ -1,0 +1,16 @@
+"""The pages: each a router with its templates; `routers` are all of them."""
+
+from app.web.pages import days, incidents, items, jobs, recordings, search, work, workers
+
+routers = [
+    incidents.router,
+    jobs.router,
+    days.router,
+    recordings.router,
+    search.router,
+    work.router,
+    items.router,
+    workers.router,
+]
+
+__all__ = ["routers"]

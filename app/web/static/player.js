@@ -1,0 +1,20 @@
+// Times in a transcript move the player instead of loading the page again; what is being said is marked.
+"use strict";
+(() => {
+  const player = document.getElementById("player");
+  if (!player) return;
+  const times = () => [...document.querySelectorAll("#words [data-start]")];
+  document.addEventListener("click", (event) => {
+    const time = event.target.closest("#words [data-start]");
+    if (!time || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    player.currentTime = Number(time.dataset.start);
+    player.play().catch(() => {}); // no sound, or not allowed: the player says so itself
+  });
+  player.addEventListener("timeupdate", () => {
+    for (const time of times()) {
+      const now = player.currentTime >= Number(time.dataset.start) && player.currentTime < Number(time.dataset.end);
+      time.parentElement.classList.toggle("now", now);
+    }
+  });
+})();
