@@ -5,6 +5,7 @@
     │   ├── RateLimited     the other side said when
     │   └── NotReady        this worker can't do any such work now: its model or its keys are missing
     ├── Permanent           it will fail again until a person changes something
+    │   └── Refused         the database says what is wrong with what was asked for
     ├── OutOfMemory         the work needs more memory than this worker has
     ├── NothingThere        there is nothing to do for this row
     └── LeaseLost           another attempt owns the item; stop and write nothing
@@ -52,6 +53,17 @@ class Permanent(TobanError):
     """It will fail again until a person changes something."""
 
     kind = "permanent"
+
+
+class Refused(Permanent):
+    """What was asked for makes no sense or is not there; the message is for whoever asked.
+
+    `missing`: it is not there.
+    """
+
+    def __init__(self, message: str, *, missing: bool = False) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class OutOfMemory(TobanError):

@@ -11,6 +11,7 @@ from app.settings.group import Group, variable
 from app.settings.groups import GROUPS, Audio, Broker, Ledger, Log, Settings, Whisper
 from app.settings.loading import env_files, load, load_group, read
 from app.settings.problems import Problem, SettingsError
+from app.settings.web import Web
 
 __all__ = [
     "GROUPS",
@@ -23,6 +24,7 @@ __all__ = [
     "Problem",
     "Settings",
     "SettingsError",
+    "Web",
     "Whisper",
     "env_files",
     "key_role",

@@ -13,6 +13,7 @@ from pydantic_settings import SettingsConfigDict
 from app.settings.database import Database
 from app.settings.group import Group, Memory, Seconds, Zone, scheme
 from app.settings.problems import Problem
+from app.settings.web import Web
 
 # Problems with the source of recordings, which only a process that reads them has.
 SOURCE_OF_RECORDINGS = frozenset({"E006", "E007", "E008"})
@@ -274,6 +275,7 @@ class Settings(BaseModel):
     audio: Audio
     whisper: Whisper
     ledger: Ledger
+    web: Web
     log: Log
 
 
@@ -283,5 +285,6 @@ GROUPS: dict[str, type[Group]] = {
     "audio": Audio,
     "whisper": Whisper,
     "ledger": Ledger,
+    "web": Web,
     "log": Log,
 }

@@ -11,6 +11,7 @@ from tests.support.ledger import NOON, Ledger
 from tests.support.servers import PostgREST, free_port, key_of, wait_for
 
 OURS = ["work_items", "toban_sources", "jobs", "runs", "run_results", "workers", "transcripts", "saved_parts"]
+OURS += ["web_users", "web_sessions", "web_links", "web_keys", "web_tries", "web_secrets"]
 # Made by the migrations in a database that has none.
 APPS = ["job_status", "audio_files", "vibe_whisper"]
 PUBLIC_KEYS = ["anon", "authenticated"]
