@@ -59,6 +59,10 @@ class Web(Group):
         description="the same with signing keys: https://<project>.supabase.co/auth/v1/.well-known/jwks.json",
     )
     supabase_jwt_audience: str = Field("authenticated", min_length=1, description="the audience their tokens must have")
+    flower_url: str | None = Field(
+        None,
+        description="where people reach Flower; the pages then lead to its tasks",
+    )
 
     @property
     def secure(self) -> bool:
@@ -72,6 +76,13 @@ class Web(Group):
                 "WEB_BASE_URL",
                 "is not an http(s) address",
                 "write it as https://toban.example.com, with the path if there is one",
+            )
+        if self.flower_url is not None and not _is_base(self.flower_url):
+            yield Problem(
+                "E035",
+                "FLOWER_URL",
+                "is not an http(s) address",
+                "write it as https://flower.example.com, with the path if there is one",
             )
         for entry in self.trusted():
             try:
@@ -104,6 +115,11 @@ class Web(Group):
                 f"is shorter than {SECRET_LENGTH} characters, so tokens could be forged",
                 "copy the whole JWT secret from the project's settings",
             )
+
+    @property
+    def flower(self) -> str | None:
+        """Flower's address, without a slash at its end."""
+        return self.flower_url.rstrip("/") if self.flower_url else None
 
     def trusted(self) -> list[str]:
         return [entry.strip() for entry in self.trusted_proxies.split(",") if entry.strip()]

@@ -1,6 +1,6 @@
 """The pages: each a router with its templates; `routers` are all of them."""
 
-from app.web.pages import days, incidents, items, jobs, recordings, search, work, workers
+from app.web.pages import days, helpers, incidents, items, jobs, recordings, search, work, workers
 
 routers = [
     incidents.router,
@@ -12,5 +12,7 @@ routers = [
     items.router,
     workers.router,
 ]
+
+helpers.install()
 
 __all__ = ["routers"]

@@ -1,7 +1,7 @@
 """What several pages share: calls to the database, the sources' queues and titles, what was done just now."""
 
 from typing import Annotated, Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 from zoneinfo import ZoneInfo
 
 from fastapi import Form, Request
@@ -11,6 +11,7 @@ from app.sources import Source, registry
 from app.web.i18n import mark, t
 from app.web.render import own_path, redirect
 from app.web.state import state_of
+from beat_schedule import timetable
 
 Json = dict[str, Any]
 Text = Annotated[str, Form(max_length=4000)]
@@ -24,6 +25,7 @@ _NOTES = {
     "wanted": mark("It runs with the next tick."),
     "paused": mark("Paused: nothing more of it is sent."),
     "resumed": mark("It goes on."),
+    "forgotten": mark("Forgotten."),
     "saved": mark("Saved; it holds from the next tick on."),
     "stopping": mark("The worker was asked to stop. It finishes what it runs, then it goes."),
 }
@@ -48,6 +50,12 @@ def sources() -> dict[str, Source]:
     return registry.sources
 
 
+def jobs() -> list[str]:
+    """The names of the timetable's jobs."""
+    sources()
+    return list(timetable())
+
+
 def queues() -> dict[str, str]:
     """The queue of each source's work."""
     return {source.name: source.queue for source in sources().values()}
@@ -56,6 +64,11 @@ def queues() -> dict[str, str]:
 def title(source: str) -> str:
     known = sources().get(source)
     return t(known.title) if known else source
+
+
+def path(*parts: str) -> str:
+    """A page's path of parts that may hold anything."""
+    return "/" + "/".join(quote(part, safe="") for part in parts)
 
 
 def back(wanted: str, fallback: str, done: str) -> Response:

@@ -1,21 +1,24 @@
 """/days: devices; /days/{device}/{date}: a day's 48 slots over its curve, and one recording of it."""
 
 from dataclasses import dataclass, field
-from datetime import date as Date
+from datetime import date as calendar_date
 from datetime import datetime, timedelta
 from typing import Annotated
 from zoneinfo import ZoneInfo
 
+from babel.dates import format_date
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import Response
 
 from app.speech.transcribe import time_block
 from app.web.i18n import t
-from app.web.pages.common import Json, call, device_zone, note
+from app.web.pages.common import Json, call, device_zone, note, path
 from app.web.pages.drawing import BLOCKS, curve
 from app.web.pages.recordings import origins, parsed
 from app.web.pages.words import share
+from app.web.reader import reader
 from app.web.render import redirect, render
+from app.web.state import state_of
 
 router = APIRouter()
 
@@ -70,10 +73,10 @@ def devices(request: Request) -> Response:
 def latest(request: Request, device: str, date: str = "") -> Response:
     """The day that was asked for by a form, else the last one with recordings."""
     if date:
-        return redirect(f"/days/{device}/{_day(date)}")
+        return redirect(path("days", device, str(_day(date))))
     today = datetime.now(device_zone(request)).date()
     found = call(request, "toban_page_day", device=device, date=str(today), zone=device_zone(request).key)
-    return redirect(f"/days/{device}/{today if found['recordings'] else found['before'] or today}")
+    return redirect(path("days", device, str(today) if found["recordings"] else found["before"] or str(today)))
 
 
 @router.get("/days/{device}/{date}")
@@ -106,19 +109,25 @@ def day(
         previous=found["before"] or str(shown - timedelta(days=1)),
         following=found["after"] or str(shown + timedelta(days=1)),
         today=found["today"],
-        zone=zone,
+        day_words=format_date(shown, "full", locale=reader().language),
         slots=slots,
-        counts={
-            state: n for state in (*_WORST, "nothing") if (n := sum(slot.state == state for slot in slots))
-        },
+        counts={state: n for state in (*_WORST, "nothing") if (n := sum(slot.state == state for slot in slots))},
         cost=found["cost"],
         curve=curve(scores, *CURVE),
         size=CURVE,
         chosen=chosen,
         start=start,
-        words=q.split(),
+        q=q,
+        marked=q.split(),
+        sound=_has_sound(request),
+        state_of_recording=state_of_recording,
         note=note(done),
     )
+
+
+def _has_sound(request: Request) -> bool:
+    audio = state_of(request).settings.audio
+    return audio.audio_folder is not None or audio.s3_bucket_name is not None
 
 
 def _slots(found: Json, zone: ZoneInfo) -> list[Slot]:
@@ -135,12 +144,11 @@ def _slots(found: Json, zone: ZoneInfo) -> list[Slot]:
     return list(slots.values())
 
 
-def _day(text: str) -> Date:
+def _day(text: str) -> calendar_date:
     try:
-        day = Date.fromisoformat(text)
+        day = calendar_date.fromisoformat(text)
     except ValueError:
         raise HTTPException(404, t("There is no day {day}.", day=text)) from None
     if not 1970 <= day.year <= 2999:
         raise HTTPException(404, t("There is no day {day}.", day=text))
     return day
-

@@ -30,7 +30,9 @@ def bars(values: Sequence[float], width: float = 120, height: float = 24) -> lis
     top = max(values) or 1
     step = width / len(values)
     heights = [max((height - 1) * value / top, 2) if value else 0 for value in values]
-    return [Bar(round(i * step, 1), round(height - h, 1), round(step - 1.5, 1), round(h, 1)) for i, h in enumerate(heights)]
+    return [
+        Bar(round(i * step, 1), round(height - h, 1), round(step - 1.5, 1), round(h, 1)) for i, h in enumerate(heights)
+    ]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,12 @@ def curve(scores: Mapping[str, float], width: float, height: float, most: float 
     """The scores (-`most` to +`most`) of a day's blocks ("HH-MM"), each over the middle of its slot."""
     step = width / len(BLOCKS)
     dots = [
-        (round((i + 0.5) * step, 1), round(height / 2 - height / 2 * max(-most, min(scores[b], most)) / most, 1), b, scores[b])
+        (
+            round((i + 0.5) * step, 1),
+            round(height / 2 - height / 2 * max(-most, min(scores[b], most)) / most, 1),
+            b,
+            scores[b],
+        )
         for i, b in enumerate(BLOCKS)
         if b in scores
     ]

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.web.auth import Operator
-from app.web.pages.common import Text, back, call, note, sources
+from app.web.pages.common import Text, back, call, jobs, note
 from app.web.render import render
 from app.web.state import state_of
 
@@ -23,8 +23,8 @@ def incidents(request: Request, done: str = "") -> Response:
             (name, [one for one in found["incidents"] if (one["kind"] if one["kind"] in GROUPED else "other") == name])
             for name in (*GROUPED, "other")
         ],
-        sources=sources(),
-        flower=state_of(request).settings.web.flower_url,
+        timetable=jobs(),
+        flower=state_of(request).settings.web.flower,
         note=note(done),
     )
 

@@ -10,10 +10,9 @@ from fastapi.responses import Response
 from app.errors import Permanent
 from app.web.auth import Operator
 from app.web.i18n import t
-from app.web.pages.common import Json, Text, back, call, note
-from app.web.pages.drawing import sparkline
+from app.web.pages.common import Json, Text, back, call, note, path
+from app.web.pages.common import jobs as timetable
 from app.web.render import render
-from beat_schedule import timetable
 
 router = APIRouter()
 
@@ -21,38 +20,44 @@ _UNITS = {"s": 1, "sec": 1, "秒": 1, "m": 60, "min": 60, "分": 60, "h": 3600, 
 
 
 def states(request: Request, runs: int) -> Json:
-    found: Json = call(request, "toban_job_states", timetable=list(timetable()), runs=runs)
+    found: Json = call(request, "toban_job_states", timetable=timetable(), runs=runs)
     return found
 
 
 @router.get("/jobs")
 def jobs(request: Request, done: str = "") -> Response:
     found = states(request, 1)
-    return render(request, "jobs.html", **found, sparkline=sparkline, note=note(done))
+    return render(request, "jobs.html", **found, note=note(done))
 
 
-@router.get("/jobs/{job}")
+@router.get("/jobs/{job:path}")
 def job(request: Request, job: str, done: str = "") -> Response:
     return _page(request, job, note=note(done))
 
 
-@router.post("/jobs/{job}/run")
-def run(request: Request, user: Operator, job: str, next: Text = "") -> Response:  # noqa: A002 - the field's name
+@router.post("/jobs/run")
+def run(request: Request, user: Operator, job: Text, next: Text = "") -> Response:  # noqa: A002 - the field's name
     call(request, "toban_run_now", job=job, who=user.name)
-    return back(next, f"/jobs/{job}", "wanted")
+    return back(next, path("jobs", job), "wanted")
 
 
-@router.post("/jobs/{job}/pause")
-def pause(request: Request, user: Operator, job: str, paused: Text, next: Text = "") -> Response:  # noqa: A002
+@router.post("/jobs/pause")
+def pause(request: Request, user: Operator, job: Text, paused: Text, next: Text = "") -> Response:  # noqa: A002
     call(request, "toban_pause", job=job, paused=paused == "yes", who=user.name)
-    return back(next, f"/jobs/{job}", "paused" if paused == "yes" else "resumed")
+    return back(next, path("jobs", job), "paused" if paused == "yes" else "resumed")
 
 
-@router.post("/jobs/{job}/edit")
+@router.post("/jobs/forget")
+def forget(request: Request, user: Operator, job: Text) -> Response:
+    call(request, "toban_forget_job", job_key=job, who=user.name)
+    return back("", "/jobs", "forgotten")
+
+
+@router.post("/jobs/edit")
 def edit(
     request: Request,
     user: Operator,
-    job: str,
+    job: Text,
     every: Text = "",
     at: Text = "",
     zone: Text = "",
@@ -84,11 +89,13 @@ def edit(
         if f"job {job}: " not in words:
             raise
         return _page(request, job, typed=typed, error=words.partition(f"job {job}: ")[2], status=400)
-    return back("", f"/jobs/{job}", "saved")
+    return back("", path("jobs", job), "saved")
 
 
-@router.post("/jobs/{job}/watch")
-def watch(request: Request, user: Operator, job: str, every: Text = "", grace: Text = "", fail_after: Text = "") -> Response:
+@router.post("/jobs/watch")
+def watch(
+    request: Request, user: Operator, job: Text, every: Text = "", grace: Text = "", fail_after: Text = ""
+) -> Response:
     """What is expected of a job outside."""
     typed = {"every": every, "grace": grace, "fail_after": fail_after}
     try:
@@ -100,11 +107,17 @@ def watch(request: Request, user: Operator, job: str, every: Text = "", grace: T
     except ValueError as error:
         return _page(request, job, typed=typed, error=str(error), status=400)
     call(request, "toban_edit_watch", job_key=job, **changes, who=user.name)
-    return back("", f"/jobs/{job}", "saved")
+    return back("", path("jobs", job), "saved")
 
 
 def _page(
-    request: Request, job: str, *, typed: Json | None = None, error: str | None = None, status: int = 200, **more: Any  # noqa: ANN401 - for the template
+    request: Request,
+    job: str,
+    *,
+    typed: Json | None = None,
+    error: str | None = None,
+    status: int = 200,
+    **more: Any,  # noqa: ANN401 - for the template
 ) -> Response:
     found = states(request, 20)
     shown = next((one for one in found["jobs"] if one["job_key"] == job), None)
@@ -120,7 +133,6 @@ def _page(
         error=error,
         zones=sorted(available_timezones()),
         audit=call(request, "toban_audited", target=job, limit=20)["entries"],
-        sparkline=sparkline,
         **{"note": None, **more},
     )
 
@@ -145,8 +157,10 @@ def seconds(text: str) -> float:
     """`90`, `90 s`, `10 min`, `1 h 30 min`, `1 d`, `10分`. Raises `ValueError` in words."""
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*([a-z]+|秒|分|時間|日)?", text.strip().lower())
     whole = re.sub(r"\s+", "", text.strip().lower())
-    if not parts or "".join(f"{number}{unit}" for number, unit in parts) != whole or any(
-        unit and unit not in _UNITS for _, unit in parts
+    if (
+        not parts
+        or "".join(f"{number}{unit}" for number, unit in parts) != whole
+        or any(unit and unit not in _UNITS for _, unit in parts)
     ):
         raise ValueError(t("“{text}” is no length of time; write it as 30 s, 10 min, 1 h 30 min or 1 d", text=text))
     return float(sum(float(number) * _UNITS[unit or "s"] for number, unit in parts))

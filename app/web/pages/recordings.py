@@ -64,7 +64,9 @@ def audio(request: Request, device: str, moment: str) -> Response:
     if isinstance(found, str):
         return RedirectResponse(found, 307)
     kind = guess_type(path)[0] or ""
-    return _part(found, request.headers.get("range", ""), kind if kind.startswith("audio/") else "application/octet-stream")
+    return _part(
+        found, request.headers.get("range", ""), kind if kind.startswith("audio/") else "application/octet-stream"
+    )
 
 
 @router.get("/recordings/{device}/{moment}/transcript.{kind}")
@@ -90,9 +92,7 @@ def transcript(request: Request, device: str, moment: str, kind: Literal["srt", 
 
 
 def _recording(request: Request, device: str, moment: str) -> Json:
-    found: Json = call(
-        request, "toban_page_recording", device=device, at=parsed(moment), zone=device_zone(request).key
-    )
+    found: Json = call(request, "toban_page_recording", device=device, at=parsed(moment), zone=device_zone(request).key)
     return found
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from markupsafe import Markup, escape
 
-from app.web.pages.common import call, device_zone
+from app.web.pages.common import call
 from app.web.render import render
 
 router = APIRouter()
@@ -23,9 +23,7 @@ def search(
     if words:
         answer = call(request, "toban_page_search", words=words, **({"device": device} if device else {}))
         found, more = answer["found"], answer["more"]
-    return render(
-        request, "search.html", q=q, words=words, device=device, found=found, more=more, zone=device_zone(request)
-    )
+    return render(request, "search.html", q=q, asked=words, device=device, found=found, more=more)
 
 
 def highlighted(text: str, words: list[str]) -> Markup:
@@ -34,9 +32,7 @@ def highlighted(text: str, words: list[str]) -> Markup:
     if len(folded) != len(text):
         return escape(text)
     spans = sorted(
-        (at, at + len(word))
-        for word in {word.lower() for word in words if word}
-        for at in _places(folded, word)
+        (at, at + len(word)) for word in {word.lower() for word in words if word} for at in _places(folded, word)
     )
     parts, end = [], 0
     for start, stop in spans:

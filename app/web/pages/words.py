@@ -3,46 +3,38 @@
 from collections.abc import Mapping
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from app.web.i18n import ago, mark, number, t
+from app.web.i18n import ago, mark, nt, number, t
 
 STATES = ("pending", "queued", "processing", "completed", "skipped", "failed")
 
 _STATES = {
     # of items
-    "pending": mark("waiting"),
-    "queued": mark("sent"),
-    "processing": mark("running"),
-    "completed": mark("done"),
-    "skipped": mark("skipped"),
-    "failed": mark("failed"),
+    "pending": mark("Waiting"),
+    "queued": mark("Queued"),
+    "processing": mark("Running"),
+    "completed": mark("Done"),
+    "skipped": mark("Skipped"),
+    "failed": mark("Failed"),
     # of jobs
-    "ok": mark("ok"),
-    "running": mark("running"),
-    "late": mark("late"),
-    "missed": mark("missed"),
-    "overran": mark("overran"),
-    "paused": mark("paused"),
+    "ok": mark("OK"),
+    "running": mark("Running"),
+    "late": mark("Late"),
+    "missed": mark("Missed"),
+    "overran": mark("Overran"),
+    "paused": mark("Paused"),
     # of runs
-    "success": mark("ok"),
-    "error": mark("failed"),
-    "lost": mark("lost"),
+    "success": mark("OK"),
+    "error": mark("Failed"),
+    "lost": mark("Lost"),
     # of attempts
-    "retry": mark("tried again"),
-    "outdated": mark("out of date"),
-    "released": mark("given back"),
+    "retry": mark("Tried again"),
+    "outdated": mark("Out of date"),
+    "released": mark("Given back"),
     # of slots in a day
-    "nothing": mark("nothing"),
+    "nothing": mark("Nothing"),
 }
-# Which colour says the same: states that a person should look at are red or amber, what moves is blue.
-TONES = {
-    "completed": "good", "ok": "good", "success": "good",
-    "processing": "busy", "running": "busy", "queued": "busy",
-    "pending": "wait", "late": "warn", "retry": "warn", "lost": "warn", "overran": "warn",
-    "failed": "bad", "error": "bad", "missed": "bad",
-}  # fmt: skip
-
 _CAUSES = {
     "budget": mark("budget used up"),
     "credit": mark("credit used up"),
@@ -80,33 +72,33 @@ def why(reason: Mapping[str, Any]) -> Markup:
     """Why an item still waits: one entry of `why` of `toban_page_item`."""
     match reason["code"]:
         case "paused":
-            return Markup("{}").format(t("paused"))
+            words = escape(t("paused"))
         case "excluded":
-            words = wanted({reason["filter"]: reason["value"]})
-            return Markup("{}").format(t("left out by its job: {filter}", filter=words))
+            words = escape(t("left out by its job: {filter}", filter=wanted({reason["filter"]: reason["value"]})))
         case "held":
-            return Markup("{}: {} · {}").format(cause(reason["cause"]), reason["reason"], ago(reason["until"]))
+            words = Markup("{}: {} · {} {}").format(
+                cause(reason["cause"]), reason["reason"], t("it goes on"), ago(reason["until"])
+            )
         case "no_worker":
-            return Markup("{}").format(t("no worker listens to {queue}", queue=reason["queue"]))
+            words = escape(t("no worker listens to {queue}", queue=reason["queue"]))
         case "later":
-            tries = t("attempt {n} of {most}", n=reason["try"], most=reason["max_attempts"])
-            return Markup(t("due {moment}, {tries}")).format(moment=ago(reason["at"]), tries=tries)
+            words = escape(t("due {moment}, attempt {n} of {most}")).format(
+                moment=ago(reason["at"]), n=reason["try"], most=reason["max_attempts"]
+            )
         case "not_ready":
-            return Markup("{}").format(t("its worker is not ready: {error}", error=reason["error"]))
+            words = escape(t("its worker is not ready: {error}", error=reason["error"]))
         case "batch_limit":
-            words = t("the batch limit of {n} is reached; the next slot begins {moment}", n=number(reason["limit"]),
-                      moment="{moment}")  # fmt: skip
-            return Markup(words).format(moment=ago(reason["next"]))
+            words = escape(t("the batch limit of {n} is reached; the next slot begins {moment}")).format(
+                n=number(reason["limit"]), moment=ago(reason["next"])
+            )
         case "full":
-            words = t(
-                "{queue} is full: {queued} sent, room for {slots}",
-                queue=reason["queue"], queued=number(reason["queued"]), slots=number(reason["slots"]),
-            )  # fmt: skip
-            return Markup("{}").format(words)
+            sent, slots = number(reason["queued"]), number(reason["slots"])
+            words = escape(t("{queue} is full: {n} sent, {slots} at work", queue=reason["queue"], n=sent, slots=slots))
         case _:
-            if reason["ahead"]:
-                return Markup("{}").format(t("its turn comes after {n} others", n=number(reason["ahead"])))
-            return Markup("{}").format(t("it is next"))
+            ahead = reason["ahead"]
+            words = escape(nt("its turn comes after {n} other", "its turn comes after {n} others", ahead))
+            words = words if ahead else escape(t("it is next"))
+    return words
 
 
 def short(key: str) -> str:
@@ -118,4 +110,4 @@ def share(progress: Mapping[str, Any] | None) -> float | None:
     """How much of an item is done, 0 to 1; None: unknown."""
     if not progress or not progress.get("total"):
         return None
-    return max(0.0, min(float(progress["done"]) / float(progress["total"]), 1.0))
+    return max(0.0, min(float(progress["Done"]) / float(progress["total"]), 1.0))

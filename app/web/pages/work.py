@@ -41,5 +41,13 @@ def items(
         limit=PAGE,
     )
     return render(
-        request, "items.html", **found, source=source, states=STATES, state=state, q=q.strip(), page=page, note=note(done)
+        request,
+        "items.html",
+        **found,
+        source=source,
+        states=STATES,
+        wanted_state=state,
+        q=q.strip(),
+        page=page,
+        note=note(done),
     )

@@ -17,13 +17,12 @@ HERE = "/workers"
 
 
 @router.get(HERE)
-def workers(request: Request, done: str = "", stop: str = "") -> Response:
-    """`stop`: the node whose stopping is to be confirmed."""
+def workers(request: Request, done: str = "") -> Response:
     found = call(request, "toban_page_workers")
     nodes: dict[str, list[Json]] = {}
     for worker in found.pop("workers"):
         nodes.setdefault(worker["node"], []).append(worker)
-    return render(request, "workers.html", **found, nodes=nodes, stop=stop, note=note(done))
+    return render(request, "workers.html", **found, nodes=nodes, note=note(done))
 
 
 @router.post(f"{HERE}/stop")
