@@ -17,6 +17,9 @@ TITLES = {
     "whisper": "Speech",
     "ledger": "Ledger and workers",
     "web": "Web pages",
+    "monitor": "Monitor",
+    "alerts": "Alerts",
+    "portal": "Reports of jobs outside",
     "log": "Log",
 }
 CODES = {
@@ -33,11 +36,13 @@ CODES = {
     "character that has to be percent-encoded.",
     "E011": "`SUPABASE_URL` is not an http(s) address.",
     "E012": "The address of the broker or of the result backend may mean another than it seems to (as above).",
+    "E020": "`ALERT_URLS` holds something that is no address.",
     "E030": "`WEB_BASE_URL` is not an http(s) address.",
     "E031": "`TRUSTED_PROXIES` has something that is no IP address or network.",
     "E032": "`SUPABASE_JWKS_URL` is not an https address.",
     "E033": "Both `SUPABASE_JWT_SECRET` and `SUPABASE_JWKS_URL` are set.",
     "E034": "`SUPABASE_JWT_SECRET` is too short to be safe.",
+    "E035": "`FLOWER_URL` is not an http(s) address.",
 }
 INTRODUCTION = """# Configuration
 

@@ -193,15 +193,15 @@ update public.work_items set fingerprint = public.toban_fingerprint(source, last
 create index if not exists work_items_reason_idx
   on public.work_items (fingerprint, incident_since) where incident_since is not null;
 
--- People edit jobs, with or without our functions: what was due before the edit is not missed. And failures in a row are
--- counted here, because a run that found nothing leaves no row.
+-- People edit jobs, with or without our functions: what was due before the edit is not missed. And failures in a row
+-- are counted here, because a run that found nothing leaves no row.
 alter table public.jobs add column if not exists wanted_at timestamptz;
 comment on column public.jobs.wanted_at is 'somebody wants its next tick to run, whatever its schedule says';
 create or replace function public.toban_note_job() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin
   if (old.enabled, old.every, old.at, old.zone) is distinct from (new.enabled, new.every, new.at, new.zone)
-     or new.wanted_at > old.wanted_at or new.wanted_at is not null and old.wanted_at is null then
+     or new.wanted_at > coalesce(old.wanted_at, '-infinity') then
     insert into public.job_watch as w (job_key, changed_at) values (new.job, now())
       on conflict (job_key) do update set changed_at = excluded.changed_at;
   end if;

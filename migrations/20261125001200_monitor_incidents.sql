@@ -8,7 +8,8 @@ $$;
 create or replace function public.toban_words(p_span interval) returns text
 language sql immutable set search_path = '' as $$
   select case when s >= 172800 or s = 86400 then round(s / 86400) || ' d'
-              when s >= 7200 or s = 3600 then round(s / 3600) || ' h' when s >= 120 or s = 60 then round(s / 60) || ' min' else round(s) || ' s' end
+              when s >= 7200 or s = 3600 then round(s / 3600) || ' h'
+              when s >= 120 or s = 60 then round(s / 60) || ' min' else round(s) || ' s' end
   from extract(epoch from p_span) s
 $$;
 
@@ -87,7 +88,8 @@ language sql stable set search_path = '' as $$
     where w.source = s.source and w.state = 'pending' and w.last_error_kind = 'not_ready' limit 1) u
   union all
   select case when t.job_key like 'worker-%' then 'worker-trouble/' else 'queue/' end
-      || regexp_replace(t.job_key, '^[a-z]+-', ''), split_part(t.job_key, '-', 1), t.job_key, null, t.title, t.last_message,
+      || regexp_replace(t.job_key, '^[a-z]+-', ''), split_part(t.job_key, '-', 1), t.job_key, null, t.title,
+    t.last_message,
     jsonb_build_object('state', case when t.job_key like 'worker-%' then 'refuses' else 'held' end,
                        'queue', regexp_replace(t.job_key, '^[a-z]+-', '')), null,
     coalesce((select min(h.since) from public.queue_holds h where 'queue-' || h.queue = t.job_key and h.incident),
@@ -119,7 +121,7 @@ $$;
 
 -- One look at everything. Whoever lives calls it every few seconds; one at a time looks, and not more often than every
 -- `min_every`. p: and any of timetable [names of the jobs that the caller has; default all], queues {queue: [sources]},
--- beat_every (s, how often a beat ticks; default 10), min_every (s, default 5)
+-- beat_every (s, how often a beat ticks; default 10), min_every (s, default 5), waited (s, of the alerts to be counted)
 -- → looked, opened [fingerprints], recovered [fingerprints], due_alerts
 create or replace function public.toban_monitor(p jsonb) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '15s' as $$
@@ -132,7 +134,7 @@ begin
      or exists (select from public.monitor_state
                 where ran_at > now() - coalesce((p ->> 'min_every')::numeric, 5) * interval '1 s') then
     return jsonb_build_object('looked', false, 'opened', v_opened, 'recovered', v_recovered,
-                              'due_alerts', public.toban_due_alerts());
+                              'due_alerts', public.toban_due_alerts((p ->> 'waited')::numeric));
   end if;
   insert into public.monitor_state (ran_at) values (now()) on conflict (one) do update set ran_at = excluded.ran_at;
 
@@ -208,7 +210,7 @@ begin
 
   perform public.toban_queue_alerts();
   return jsonb_build_object('looked', true, 'opened', v_opened, 'recovered', v_recovered,
-                            'due_alerts', public.toban_due_alerts());
+                            'due_alerts', public.toban_due_alerts((p ->> 'waited')::numeric));
 end
 $$;
 

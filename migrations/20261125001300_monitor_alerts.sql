@@ -1,10 +1,11 @@
 -- One message for each incident and one for its recovery, put into an outbox and sent by whoever lives.
 
--- How many messages could be sent now. One incident's go in their order.
-create or replace function public.toban_due_alerts() returns integer
+-- How many messages could be sent now that have waited for so long. One incident's go in their order.
+create or replace function public.toban_due_alerts(p_waited numeric) returns integer
 language sql stable set search_path = '' as $$
   select count(*)::integer from public.alerts a
-  where a.sent_at is null and a.cancelled_at is null and a.due_at <= now()
+  where a.sent_at is null and a.cancelled_at is null
+    and a.due_at <= now() - coalesce(p_waited, 0) * interval '1 s'
     and (a.claimed_until is null or a.claimed_until < now())
     and not exists (select from public.alerts b where b.incident_id = a.incident_id and b.id < a.id
                     and b.sent_at is null and b.cancelled_at is null)
@@ -39,14 +40,15 @@ end
 $$;
 
 -- Take messages to send. Whoever takes one has it for `lease`: with an end told in time, it is sent once.
--- p: limit? (default 10), lease? (s, default 120) → alerts [{id, kind, tries, channels (that have it already), incident
--- {id, kind, fingerprint, job_key, source, title, reason, details, since, last_at, count, flaps, recovered_at,
--- downtime (s)}}]
+-- p: limit? (default 10), lease? (s, default 120), waited? (s: only those that nobody else took for so long)
+-- → alerts [{id, kind, tries, channels (that have it already), incident {id, kind, fingerprint, job_key, source, title,
+-- reason, details, since, last_at, count, flaps, recovered_at, downtime (s)}}]
 create or replace function public.toban_claim_alerts(p jsonb) returns jsonb
 language sql security definer set search_path = '' set statement_timeout = '15s' as $$
   with mine as (
     select a.id from public.alerts a
-    where a.sent_at is null and a.cancelled_at is null and a.due_at <= now() and a.kind <> 'test'
+    where a.sent_at is null and a.cancelled_at is null and a.kind <> 'test'
+      and a.due_at <= now() - coalesce((p ->> 'waited')::numeric, 0) * interval '1 s'
       and (a.claimed_until is null or a.claimed_until < now())
       and not exists (select from public.alerts b where b.incident_id = a.incident_id and b.id < a.id
                       and b.sent_at is null and b.cancelled_at is null)

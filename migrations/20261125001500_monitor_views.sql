@@ -2,9 +2,9 @@
 
 -- p: recovered? (how many of these to list, default 20), keys? (sample keys of failed items, default 5)
 -- → now, badge (how many are open), incidents [{id, kind, job_key, source, fingerprint, title, reason, details, since,
--- last_at, count, log_tail, flapping, flaps, items? [keys]}] (jobs in error, failed items by reason, overdue, the rest),
--- recovered [{the same, recovered_at, downtime (s), dismissed_by?}], channels [{channel, failing_since, error}] that
--- fail, looked_at (when toban_monitor() last looked)
+-- last_at, count, log_tail, flapping, flaps, items? [keys]}] (jobs in error, failed items by reason, overdue, the
+-- rest), recovered [{the same, recovered_at, downtime (s), dismissed_by?}], channels (that fail) [{channel,
+-- failing_since, error}], looked_at (when toban_monitor() last looked)
 create or replace function public.toban_incidents(p jsonb) returns jsonb
 language sql stable security definer set search_path = '' set statement_timeout = '15s' as $$
   with shown as (
@@ -37,13 +37,13 @@ language sql stable security definer set search_path = '' set statement_timeout 
       from public.alert_channels c where c.failing_since is not null))
 $$;
 
--- Every job, those that need somebody first. p: timetable? [names: jobs that the caller's program does not have are left
--- out], runs? (how many of each, default 20), durations? (default 30) → now, jobs [{job_key, title, kind (beat,
+-- Every job, those that need somebody first. p: timetable? [names: jobs that the caller's program does not have are
+-- left out], runs? (how many of each, default 20), durations? (default 30) → now, jobs [{job_key, title, kind (beat,
 -- reported), state, since, overdue?, paused, status?, message?, fails, exit_code?, log_tail?, last_run_at?,
 -- last_finished_at?, running_since?, next_due_at?, wanted, durations [s, the oldest first], runs [{slot, state,
--- started_at, seconds, period_from, period_to, dates, filters, found, dispatched, finished, failed, skipped, message}] (the newest
--- first; of reported jobs slot, state, started_at, seconds, exit_code, message), settings {every, grace, fail_after,
--- and of a beat job enabled, at, zone, filters, batch_limit, timeout, source}}]
+-- started_at, seconds, period_from, period_to, dates, filters, found, dispatched, finished, failed, skipped, message}]
+-- (the newest first; of reported jobs slot, state, started_at, seconds, exit_code, message), settings {every, grace,
+-- fail_after, and of a beat job enabled, at, zone, filters, batch_limit, timeout, source}}]
 create or replace function public.toban_job_states(p jsonb) returns jsonb
 language sql stable security definer set search_path = '' set statement_timeout = '15s' as $$
   select jsonb_build_object('now', now(), 'jobs', coalesce(jsonb_agg(

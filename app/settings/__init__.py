@@ -10,17 +10,21 @@ from app.settings.database import Database, key_role
 from app.settings.group import Group, variable
 from app.settings.groups import GROUPS, Audio, Broker, Ledger, Log, Settings, Whisper
 from app.settings.loading import env_files, load, load_group, read
+from app.settings.monitor import Alerts, Monitor, Portal
 from app.settings.problems import Problem, SettingsError
 from app.settings.web import Web
 
 __all__ = [
     "GROUPS",
+    "Alerts",
     "Audio",
     "Broker",
     "Database",
     "Group",
     "Ledger",
     "Log",
+    "Monitor",
+    "Portal",
     "Problem",
     "Settings",
     "SettingsError",

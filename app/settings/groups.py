@@ -12,6 +12,7 @@ from pydantic_settings import SettingsConfigDict
 
 from app.settings.database import Database
 from app.settings.group import Group, Memory, Seconds, Zone, scheme
+from app.settings.monitor import Alerts, Monitor, Portal
 from app.settings.problems import Problem
 from app.settings.web import Web
 
@@ -276,6 +277,9 @@ class Settings(BaseModel):
     whisper: Whisper
     ledger: Ledger
     web: Web
+    monitor: Monitor
+    alerts: Alerts
+    portal: Portal
     log: Log
 
 
@@ -286,5 +290,8 @@ GROUPS: dict[str, type[Group]] = {
     "whisper": Whisper,
     "ledger": Ledger,
     "web": Web,
+    "monitor": Monitor,
+    "alerts": Alerts,
+    "portal": Portal,
     "log": Log,
 }
