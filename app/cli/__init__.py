@@ -242,6 +242,14 @@ def revoke_key(name: UserName) -> None:
     revoke_key(name)
 
 
+@app.command()
+def spending(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Show what the calls to language models came to, and what the budgets leave."""
+    from app.cli.spending import spending
+
+    spending(as_json=as_json)
+
+
 models = typer.Typer(name="models", help="The speech engines' models on this machine.", no_args_is_help=True)
 app.add_typer(models)
 
