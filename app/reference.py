@@ -17,6 +17,9 @@ TITLES = {
     "whisper": "Speech",
     "gpt": "Analysis",
     "ledger": "Ledger and workers",
+    "monitor": "Monitor",
+    "alerts": "Alerts",
+    "portal": "Reports of jobs outside",
     "web": "Web pages",
     "log": "Log",
 }
@@ -34,6 +37,7 @@ CODES = {
     "character that has to be percent-encoded.",
     "E011": "`SUPABASE_URL` is not an http(s) address.",
     "E012": "The address of the broker or of the result backend may mean another than it seems to (as above).",
+    "E020": "`ALERT_URLS` holds something that is no address.",
     "E013": "`OPENAI_BASE_URL` is not an http(s) address, or holds a login.",
     "E014": "A budget is set, but what `OPENAI_MODEL` costs is not known: set `LLM_PRICES`.",
     "E015": "The file of `ANALYSIS_PROMPT_TEMPLATE` does not exist.",

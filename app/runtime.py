@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import psutil
 import structlog
 
 from app.dispatch import Send, dispatch
 from app.errors import TobanError
+from app.monitor.tick import Monitor
 from app.services import Services
 from app.sources import registry
 from app.work import Work, give_up
@@ -25,6 +27,8 @@ log = structlog.get_logger("toban.worker")
 
 # How long a report may wait for others to go with it, seconds.
 REPORT_PAUSE = 2.0
+# A child with a memory limit leaves messages for so long to processes that can better afford to send them.
+LAST_RESORT = timedelta(minutes=1)
 # How long work that has lost its lease may take to notice, before the process that runs it ends itself, seconds.
 PATIENCE = 20.0
 
@@ -98,6 +102,8 @@ class Runtime:
         self._threads = [
             threading.Thread(target=self._live, name="toban-heartbeat", daemon=True),
             threading.Thread(target=self._serve, name="toban-feeder", daemon=True),
+            # Sending a message may take long; nobody else waits for it.
+            threading.Thread(target=self._watch, name="toban-monitor", daemon=True),
         ]
 
     @property
@@ -216,6 +222,10 @@ class Runtime:
                 reported = time.monotonic()
                 with _told("report.failed"):
                     self.reporter.flush(self.services)
+
+    def _watch(self) -> None:
+        with _told("monitor.failed"):
+            Monitor(self.services, LAST_RESORT if self._killable else timedelta(0)).run(self._stop)
 
     def _stand_in(self) -> None:
         """Beat is late or dead: whoever lives sends its ticks. `toban_begin_run` keeps a slot from running twice."""

@@ -60,6 +60,11 @@ def retention(job: str = "retention") -> dict[str, Any]:
         gone = Counter[str]()
         for batch in batches:
             gone.update({name: batch[name] for name in ("items", "runs", "workers")})
+        seen = runtime.services.settings.monitor
+        for _ in _batches(
+            runtime, "toban_upkeep_monitor", days=seen.keep_incidents_days, audit_days=seen.keep_audit_days
+        ):
+            pass
         return {"message": f"{gone['items']} items and {gone['runs']} runs forgotten", "changed": 1, **gone}
 
     return run_job(job, work)

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from celery.exceptions import WorkerLostError
 from celery.signals import (
+    beat_embedded_init,
     beat_init,
     celeryd_after_setup,
     celeryd_init,
@@ -30,7 +31,7 @@ from app.errors import TobanError
 from app.settings import Settings, SettingsError, Whisper, load
 from app.speech.memory import DoesNotFit, cores, plan
 from app.work import FRUGAL
-from workers import process
+from workers import process, ticking
 
 log = structlog.get_logger("toban.worker")
 
@@ -51,6 +52,12 @@ def _check_worker(conf: Any, options: Mapping[str, Any], **_: object) -> None:  
 @beat_init.connect
 def _check_beat(**_: object) -> None:
     _check(audio=False)
+    ticking.start()
+
+
+@beat_embedded_init.connect
+def _embedded_beat(**_: object) -> None:
+    ticking.start()
 
 
 def _check(*, audio: bool) -> Settings:

@@ -51,14 +51,18 @@ def _watch(database: Database, screen: Console, *, as_json: bool) -> None:
 
 
 def _asked(database: Database) -> Status:
-    return {**database.call("toban_status"), **database.call("toban_other_incidents")}
+    return {**database.call("toban_status"), "incidents": database.call("toban_incidents")["incidents"]}
 
 
 def rendered(status: Status) -> RenderableType:
     """The whole answer of `toban_status` for a person."""
     now = datetime.fromisoformat(status["now"])
     parts: list[RenderableType] = [_sources(status, now), _workers(status, now)]
-    parts += [f"[bold red]{escape(one['title'])}: {escape(one['message'] or '')}[/]" for one in status["incidents"]]
+    parts += [
+        f"[bold red]{escape(one['title'])}: {escape(one.get('reason') or one['kind'])}[/]"
+        for one in status["incidents"]
+        if one["kind"] != "items"  # they have a table
+    ]
     parts += [f"[bold yellow]{escape(warning)}[/]" for warning in warnings(status)]
     parts.append(_jobs(status, now))
     if status["running"]:

@@ -11,11 +11,13 @@ from app.settings.gpt import Gpt
 from app.settings.group import Group, variable
 from app.settings.groups import GROUPS, Audio, Broker, Ledger, Log, Settings, Whisper
 from app.settings.loading import env_files, load, load_group, read
+from app.settings.monitor import Alerts, Monitor, Portal
 from app.settings.problems import Problem, SettingsError
 from app.settings.web import Web
 
 __all__ = [
     "GROUPS",
+    "Alerts",
     "Audio",
     "Broker",
     "Database",
@@ -23,6 +25,8 @@ __all__ = [
     "Group",
     "Ledger",
     "Log",
+    "Monitor",
+    "Portal",
     "Problem",
     "Settings",
     "SettingsError",

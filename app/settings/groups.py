@@ -13,6 +13,7 @@ from pydantic_settings import SettingsConfigDict
 from app.settings.database import Database
 from app.settings.gpt import Gpt
 from app.settings.group import Group, Memory, Seconds, Zone, scheme
+from app.settings.monitor import Alerts, Monitor, Portal
 from app.settings.problems import Problem
 from app.settings.web import Web
 
@@ -280,6 +281,9 @@ class Settings(BaseModel):
     whisper: Whisper
     gpt: Gpt
     ledger: Ledger
+    monitor: Monitor
+    alerts: Alerts
+    portal: Portal
     web: Web
     log: Log
 
@@ -291,6 +295,9 @@ GROUPS: dict[str, type[Group]] = {
     "whisper": Whisper,
     "gpt": Gpt,
     "ledger": Ledger,
+    "monitor": Monitor,
+    "alerts": Alerts,
+    "portal": Portal,
     "web": Web,
     "log": Log,
 }

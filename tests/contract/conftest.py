@@ -30,6 +30,8 @@ $$;
 delete from public.toban_sources where source like 'toy%';
 truncate public.work_items, public.runs, public.run_results, public.jobs, public.workers, public.audio_files,
   public.vibe_whisper, public.transcripts, public.job_status restart identity cascade;
+truncate public.job_watch, public.job_reports, public.beats, public.queue_watch, public.incidents, public.alerts,
+  public.alert_channels, public.audit_log, public.monitor_state restart identity cascade;
 """
 
 

@@ -208,8 +208,8 @@ def a_status(**more: Any) -> Mapping[str, Any]:
 
 
 INCIDENT = {
-    "job_key": "worker-whisper", "title": "Worker of the queue whisper", "since": "2026-11-23T02:00:00+00:00",
-    "message": "host can't start: the speech model medium needs 2.9 GB",
+    "kind": "worker", "title": "Worker of the queue whisper", "since": "2026-11-23T02:00:00+00:00",
+    "reason": "host can't start: the speech model medium needs 2.9 GB",
 }  # fmt: skip
 
 
@@ -250,7 +250,7 @@ def test_status_json_is_the_ledgers_answer(
 ) -> None:
     class Answering:
         def call(self, function: str, **_: object) -> Mapping[str, Any]:
-            return {"toban_status": a_status(incidents=[]), "toban_other_incidents": {"incidents": [INCIDENT]}}[
+            return {"toban_status": a_status(incidents=[]), "toban_incidents": {"incidents": [INCIDENT], "badge": 1}}[
                 function
             ]
 

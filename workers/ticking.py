@@ -1,0 +1,45 @@
+"""What beat tells the database: that its ticks go out. A tick that the broker did not take is none."""
+
+import os
+import threading
+from socket import gethostname
+from typing import Any
+
+import structlog
+from celery.signals import after_task_publish
+
+from app.errors import TobanError
+from app.monitor.tick import Monitor
+from app.services import build_services
+from app.settings import load
+
+log = structlog.get_logger("toban.beat")
+
+# How often it is told at most, seconds.
+PAUSE = 5.0
+
+_ticked = threading.Event()
+
+
+def start() -> None:
+    """Tell of the ticks from now on, and look after the rest as every process does."""
+    after_task_publish.connect(_note)
+    threading.Thread(target=_tell, name="toban-beat", daemon=True).start()
+
+
+def _note(**_: object) -> None:
+    _ticked.set()
+
+
+def _tell() -> None:
+    services = build_services(load(audio=False))
+    stop = threading.Event()
+    threading.Thread(target=Monitor(services).run, args=(stop,), name="toban-monitor", daemon=True).start()
+    name: dict[str, Any] = {"beat": f"{gethostname()}#{os.getpid()}", "node": gethostname(), "pid": os.getpid()}
+    while _ticked.wait():
+        _ticked.clear()
+        try:
+            services.database.call("toban_beat", **name)
+        except TobanError as error:
+            log.warning("beat.untold", reason=str(error))
+        stop.wait(PAUSE)
