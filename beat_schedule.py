@@ -18,7 +18,10 @@ LONGEST_TICK = timedelta(minutes=1)
 
 @dataclass(frozen=True)
 class Job:
-    """`every`: one slot begins every so often; `at`: how far into `every` it begins, in the wall clock of `zone`."""
+    """`every`: one slot begins every so often; `at`: how far into `every` it begins, in the wall clock of `zone`.
+
+    `enabled`: False for a job that somebody has to switch on.
+    """
 
     name: str
     task: str
@@ -27,6 +30,7 @@ class Job:
     at: timedelta = timedelta(0)
     zone: str = "UTC"
     source: str | None = None
+    enabled: bool = True
 
     @property
     def tick(self) -> timedelta:
@@ -50,19 +54,28 @@ class Job:
             "every": self.every.total_seconds(),
             "at": self.at.total_seconds(),
             "zone": self.zone,
+            "enabled": self.enabled,
         }
 
 
-MAINTENANCE = (
+OTHERS = (
+    Job(
+        "timeblock-prompt",
+        "tasks.timeblock_prompt",
+        "Time block prompts",
+        every=timedelta(seconds=10),
+        enabled=False,  # a prompt is a paid call
+    ),
+    Job("analysis-batch", "tasks.analysis_batch", "Time block analysis in batches", every=timedelta(minutes=1)),
     Job("reconcile", "tasks.reconcile", "Ledger reconciliation", every=timedelta(minutes=5)),
     Job("retention", "tasks.retention", "Retention", every=timedelta(days=1), at=timedelta(hours=3), zone="Asia/Tokyo"),
 )
 
 
 def timetable() -> dict[str, Job]:
-    """Every job: a dispatcher for each source, and the maintenance above."""
+    """Every job: a dispatcher for each source, and the others above."""
     dispatchers: Iterable[Job] = (
         Job(source.name, "tasks.dispatch", source.title, every=source.every, source=source.name)
         for source in registry.sources.values()
     )
-    return {job.name: job for job in (*dispatchers, *MAINTENANCE)}
+    return {job.name: job for job in (*dispatchers, *OTHERS)}

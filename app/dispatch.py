@@ -45,7 +45,7 @@ def dispatch(services: Services, source: Source, send: Send) -> Dispatched:
     done = Dispatched()
     zone = services.settings.audio.device_timezone
     for _ in range(ROUNDS):
-        claim = services.ledger.claim(source.name, source.queue, BATCH, zone)
+        claim = services.ledger.claim(source.name, source.queue, BATCH, zone, source.opened_before(services))
         done.found = max(done.found, claim.found + done.skipped)
         done.reason = claim.reason
         if not claim.items:

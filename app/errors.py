@@ -4,8 +4,10 @@
     ├── Transient           the same work may succeed later: connection reset, 5xx, timeout, deadlock
     │   ├── RateLimited     the other side said when
     │   └── NotReady        this worker can't do any such work now: its model or its keys are missing
+    │       └── Halted      no worker can: credit is used up, a key is refused; until a person or time changes that
     ├── Permanent           it will fail again until a person changes something
     │   └── Refused         the database says what is wrong with what was asked for
+    ├── BadAnswer           a model's answer can't be used; a new one may be
     ├── OutOfMemory         the work needs more memory than this worker has
     ├── NothingThere        there is nothing to do for this row
     └── LeaseLost           another attempt owns the item; stop and write nothing
@@ -49,6 +51,20 @@ class NotReady(Transient):
     kind = "not_ready"
 
 
+class Halted(NotReady):
+    """No work of this queue can go on until a person or a later moment changes something.
+
+    `cause`: `credit`, `key`, `model` or `budget`. `seconds`: pause before the next look.
+    """
+
+    kind = "halted"
+
+    def __init__(self, message: str, cause: str, seconds: float = 600) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.seconds = seconds
+
+
 class Permanent(TobanError):
     """It will fail again until a person changes something."""
 
@@ -64,6 +80,12 @@ class Refused(Permanent):
     def __init__(self, message: str, *, missing: bool = False) -> None:
         super().__init__(message)
         self.missing = missing
+
+
+class BadAnswer(TobanError):
+    """A model's answer can't be used; a new one may be."""
+
+    kind = "bad_answer"
 
 
 class OutOfMemory(TobanError):

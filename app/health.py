@@ -7,20 +7,28 @@ from typing import Any
 
 Status = Mapping[str, Any]
 
+STATES = ("pending", "queued", "processing", "completed", "skipped", "failed")
 
-def expected_queues() -> set[str]:
-    """The queues that need a worker: the jobs' own, and those of the known sources."""
+
+def expected_queues(status: Status) -> set[str]:
+    """The queues that need a worker: the jobs' own, and those of the sources that have ever had work.
+
+    Who transcribes and analyses nothing starts no gpt worker, and nothing is wrong. Where no source has had any yet,
+    all are named.
+    """
     import tasks  # noqa: F401 - registers the sources
     from app.sources import registry
 
-    return {"default", *(source.queue for source in registry.sources.values())}
+    used = {source["source"] for source in status["sources"] if any(source[state] for state in STATES)}
+    needed = [source for name, source in registry.sources.items() if name in used or not used]
+    return {"default", *(source.queue for source in needed)}
 
 
 def slots(status: Status) -> dict[str, int]:
     """Each expected queue and how much its live workers can run at once."""
     return {
         queue: sum(worker["slots"] for worker in status["workers"] if queue in worker["queues"])
-        for queue in sorted(expected_queues())
+        for queue in sorted(expected_queues(status))
     }
 
 

@@ -47,7 +47,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of the work on an item; `attempt` is its fence, `token` makes repeated calls the same call."""
+    """One start of the work on an item; `attempt` is its fence, `token` makes repeated calls the same call.
+
+    `timeout`: how long one outside call may take, as the source's job says, seconds; None: it says nothing.
+    """
 
     id: int
     attempt: int
@@ -61,6 +64,8 @@ class Attempt:
     at: datetime | None
     opened_at: datetime
     row: Mapping[str, Json]
+    queue: str
+    timeout: float | None
 
     @property
     def fence(self) -> dict[str, Json]:
@@ -94,10 +99,11 @@ class Ledger:
         self._queue_lease = queue_lease.total_seconds()
         self._max_attempts = max_attempts
 
-    def claim(self, source: str, queue: str, limit: int, zone: str) -> Claim:
+    def claim(self, source: str, queue: str, limit: int, zone: str, opened_before: datetime | None = None) -> Claim:
         """Take up to `limit` due items, never more than the queue's live workers can soon run.
 
-        `zone`: the time zone in which the run's dates are told.
+        `zone`: the time zone in which the run's dates are told; `opened_before`: leave what has waited for less, unless
+        it is urgent.
         """
         answer = self.database.call(
             "toban_claim",
@@ -107,6 +113,7 @@ class Ledger:
             lease=self._queue_lease,
             max_attempts=self._max_attempts,
             zone=zone,
+            opened_before=opened_before.isoformat() if opened_before else None,
         )
         return Claim([Claimed.of(item) for item in answer["items"]], answer["found"], answer.get("reason"))
 
@@ -144,6 +151,11 @@ class Ledger:
         if not answer["written"]:
             raise LeaseLost(answer["reason"])
         return answer
+
+    def hold(self, queue: str, cause: str, reason: str, pause: timedelta, *, incident: bool) -> None:
+        """Let nothing of `queue` be claimed for a while; `incident`: nor started, and a person is told, once."""
+        seconds = pause.total_seconds()
+        self.database.call("toban_hold", queue=queue, cause=cause, reason=reason, seconds=seconds, incident=incident)
 
     def heartbeat(self, **values: Json) -> Pulse:
         return Pulse(**self.database.call("toban_heartbeat", lease=self._lease, **values))

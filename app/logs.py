@@ -53,7 +53,10 @@ def configure(settings: Log, asked: int = logging.WARNING) -> None:
     # Libraries that tell every request would drown what matters, and may print addresses with keys in them.
     for name in (
         "httpx",
+        "httpx2",
         "httpcore",
+        "httpcore2",
+        "openai",
         "botocore",
         "boto3",
         "s3transfer",

@@ -8,6 +8,8 @@ from zoneinfo import ZoneInfo
 
 from app.database import Database
 from app.errors import Permanent
+from app.settings import Settings
+from app.sources import registry
 
 BLOCK = timedelta(minutes=30)
 
@@ -55,7 +57,7 @@ def reprocess(
             "reprocess: this would redo every row of the source; give a key, a device_id, a date or only_failed"
         )
     if model is not None:
-        wanted["params"] = {"model": _held(_text("model", model), held)}
+        wanted["params"] = {"model": _held(source.strip(), _text("model", model), held)}
     answer: dict[str, int] = database.call("toban_reprocess", **wanted)
     return answer
 
@@ -67,12 +69,22 @@ def _keys(key: str | list[str]) -> list[str]:
     return [_text("key", each) for each in keys]
 
 
-def _held(model: str, held: Collection[str] | None) -> str:
+def held_models(source: str, settings: Settings) -> Collection[str] | None:
+    """The models that workers with these settings have for `source`; None: nothing is known of such a source."""
+    import tasks  # noqa: F401 - registers the sources
+
+    known = registry.sources.get(source)
+    if known is None:
+        return None
+    return known.models(settings) if known.models else ()
+
+
+def _held(source: str, model: str, held: Collection[str] | None) -> str:
     if held is not None and model not in held:
         names = ", ".join(sorted(held)) or "none"
         raise Permanent(
-            f"reprocess: no worker holds the model {model!r}; held: {names} (WHISPER_MODEL, WHISPER_EXTRA_MODELS). "
-            "Leave the model out, or start the whisper workers with that one first"
+            f"reprocess: no worker has the model {model!r} for {source}; it may be: {names}. Leave the model out, or "
+            f"start the workers with that one first (docs/sources/{source}.md)"
         )
     return model
 

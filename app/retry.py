@@ -5,12 +5,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from app.errors import LeaseLost, NothingThere, NotReady, OutOfMemory, Permanent, RateLimited, Transient
+from app.errors import (
+    BadAnswer,
+    Halted,
+    LeaseLost,
+    NothingThere,
+    NotReady,
+    OutOfMemory,
+    Permanent,
+    RateLimited,
+    Transient,
+)
 
 BASE = timedelta(seconds=2)
 CAP = timedelta(minutes=10)
 NOT_READY_PAUSE = timedelta(minutes=1)
 MEMORY_TRIES = 2
+ANSWER_TRIES = 2  # each is paid for
 BUG_TRIES = 3
 
 
@@ -69,11 +80,14 @@ def decide(
             return Retry(now + timedelta(seconds=seconds + uniform(0, 1)), counted=False)
         case NotReady():
             # The rows are not to blame: they wait, however long it takes a person to mend the worker.
-            return Retry(now + NOT_READY_PAUSE, counted=False)
+            pause = timedelta(seconds=error.seconds) if isinstance(error, Halted) else NOT_READY_PAUSE
+            return Retry(now + pause, counted=False)
         case Transient():
             limit = max_tries
         case OutOfMemory():
             limit = min(MEMORY_TRIES, max_tries)
+        case BadAnswer():
+            limit = min(ANSWER_TRIES, max_tries)
         case _:
             limit = min(BUG_TRIES, max_tries)
     return Retry(now + backoff(tries, uniform)) if tries < limit else Fail()

@@ -11,6 +11,7 @@ from app.speech.pace import FRUGAL, Pace
 
 if TYPE_CHECKING:
     from app.audio.store import AudioStore
+    from app.gpt.analyst import Analyst
     from app.speech.hearing import Engine
 
 
@@ -42,7 +43,15 @@ class Services:
             pace=self.pace,
         )
 
+    @cached_property
+    def analyst(self) -> "Analyst":
+        from app.gpt.analyst import Analyst
+
+        return Analyst(self.settings, self.database)
+
     def close(self) -> None:
+        if "analyst" in self.__dict__:
+            self.analyst.close()
         self.database.close()
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from app.ledger import Claimed
     from app.services import Services
+    from app.settings import Settings
     from app.work import Work
 
 Result = Mapping[str, Any]
@@ -26,6 +27,8 @@ class Source:
     `every`: how often a dispatcher looks for waiting rows, as long as `jobs` says nothing else.
     `missing`: which of some claimed items have nothing to work on, looked up for many at once; by task id.
     `missing_note`: what such an item says.
+    `models`: the models that `reprocess` may ask for; None: it asks for none.
+    `opened_before`: claims leave what became pending later than this; None: they leave nothing.
     """
 
     name: str
@@ -36,6 +39,8 @@ class Source:
     every: timedelta = timedelta(seconds=10)
     missing: Callable[["Services", Sequence["Claimed"]], Collection[str]] | None = None
     missing_note: str = "there is nothing to work on"
+    models: Callable[["Settings"], Collection[str]] | None = None
+    opened_before: Callable[["Services"], datetime | None] = lambda _: None
 
 
 @dataclass

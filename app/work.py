@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import structlog
 
-from app.errors import LeaseLost, OutOfMemory, Permanent, TobanError
-from app.ledger import Attempt
+from app.errors import Halted, LeaseLost, OutOfMemory, Permanent, RateLimited, TobanError
+from app.ledger import Attempt, Ledger
 from app.retry import Fail, Retry, Skip, Stop, decide
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from app.sources import Source
 
 log = structlog.get_logger("toban.work")
+
+# A held queue looks again at least this often, so that what a person has mended takes effect.
+LONGEST_HOLD = timedelta(minutes=10)
 
 FRUGAL = {"frugal": True}
 """An item's parameter after an attempt that ran out of memory, or may have: use as little as possible."""
@@ -31,7 +34,7 @@ class Work:
     """What a source's `run` gets: the row, the services, and a way to say how far it is.
 
     `row`: the watched row when the attempt started; `params`: what was asked for beside it, such as a model; `facts`:
-    what log lines about it say.
+    what log lines about it say; `if_unwritten`: called when the result of the run could not be stored after all.
     """
 
     services: "Services"
@@ -39,6 +42,7 @@ class Work:
     max_run: timedelta
     note: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    if_unwritten: Callable[[], None] | None = None
     _done: tuple[float, float] | None = None
     _phase: tuple[str, float, float] | None = None
     _cancelled: TobanError | None = None
@@ -56,13 +60,22 @@ class Work:
     def params(self) -> "dict[str, Any]":
         return dict(self.attempt.params)
 
+    def timeout(self, default: timedelta) -> timedelta:
+        """How long one outside call may take: as the source's job says, else `default`."""
+        seconds = self.attempt.timeout
+        return default if seconds is None else timedelta(seconds=seconds)
+
+    def check(self) -> None:
+        """Raises `LeaseLost` when another attempt has taken over or the worker stops: let it pass."""
+        if self._cancelled:
+            raise self._cancelled
+
     def progress(self, done: float, total: float) -> None:
         """Say how far the work is, in any unit; the heartbeat carries it on.
 
-        Raises `LeaseLost` when another attempt has taken over or the worker stops: let it pass.
+        Raises what `check` raises.
         """
-        if self._cancelled:
-            raise self._cancelled
+        self.check()
         self._done = (done, total)
 
     @contextmanager
@@ -161,11 +174,15 @@ def attempt_item(
             try:
                 result = dict(source.run(work))
             except Exception as error:  # noqa: BLE001 - every error has its decision in app/retry.py
-                return _end_badly(runtime, attempt, error, facts, now())
+                return end_badly(ledger, attempt, error, facts, now())
             try:
                 answer = ledger.settle("toban_finish", attempt, result=result, error=work.note)
-            except Permanent as error:  # the result itself can't be stored
-                return _end_badly(runtime, attempt, error, facts, now())
+            except TobanError as error:
+                if work.if_unwritten:
+                    work.if_unwritten()
+                if not isinstance(error, Permanent):
+                    raise
+                return end_badly(ledger, attempt, error, facts, now())  # the result itself can't be stored
         except TobanError as error:
             # The end could not be written: lost to another attempt, or the database stays away until the lease is over.
             log.warning("work.lost", **facts, reason=str(error))
@@ -178,10 +195,18 @@ def attempt_item(
 
 def give_up(runtime: "Runtime", work: Work, error: TobanError) -> None:
     """Write from outside how an attempt ends, when it can't any more. Raises `TobanError` when that is not possible."""
-    _end_badly(runtime, work.attempt, error, work.facts, datetime.now(UTC))
+    end_badly(runtime.services.ledger, work.attempt, error, work.facts, datetime.now(UTC))
 
 
-def _end_badly(runtime: "Runtime", attempt: Attempt, error: Exception, facts: dict[str, Any], now: datetime) -> Outcome:
+def end_badly(
+    ledger: Ledger,
+    attempt: Attempt,
+    error: Exception,
+    facts: dict[str, Any],
+    now: datetime,
+    params: dict[str, Any] | None = None,
+) -> Outcome:
+    """Write how an attempt ended that brought no result; `params`: for its next try. Raises `TobanError`."""
     if isinstance(error, MemoryError):
         error = OutOfMemory(f"not enough memory: {error or 'MemoryError'}")
     expected = isinstance(error, TobanError)
@@ -190,14 +215,13 @@ def _end_badly(runtime: "Runtime", attempt: Attempt, error: Exception, facts: di
     told: dict[str, Any] = {"error": words.replace("\0", "�"), "kind": kind}
     if not expected:
         told["traceback"] = "".join(traceback.format_exception(error)).replace("\0", "�")[-20_000:]
-    if isinstance(error, OutOfMemory):
-        told["params"] = FRUGAL
-    ledger = runtime.services.ledger
+    again = {**(params or {}), **(FRUGAL if isinstance(error, OutOfMemory) else {})}
+    hold(ledger, attempt.queue, error)
     match decide(error, attempt.tries, now, attempt.max_attempts):
         case Stop():
             raise LeaseLost(words)
         case Retry(at=at, counted=counted):
-            ledger.settle("toban_retry", attempt, at=at.isoformat(), counted=counted, **told)
+            ledger.settle("toban_retry", attempt, at=at.isoformat(), counted=counted, params=again, **told)
             wait = max(0, round((at - now).total_seconds()))
             log.warning("work.retry", **facts, seconds=wait, kind=kind, reason=words)
             return Outcome("retry", attempt.key, attempt.run_id, error, at)
@@ -209,3 +233,19 @@ def _end_badly(runtime: "Runtime", attempt: Attempt, error: Exception, facts: di
             ledger.settle("toban_fail", attempt, **told)
             log.error("work.fail", **facts, kind=kind, reason=words, exc_info=None if expected else error)
             return Outcome("failed", attempt.key, attempt.run_id, error)
+
+
+def hold(ledger: Ledger, queue: str, error: Exception) -> None:
+    """What one row has found out about its whole queue spares the others. That it can't be told is no error."""
+    match error:
+        case Halted(cause=cause, seconds=seconds):
+            incident = True
+        case RateLimited(retry_after=seconds):
+            cause, incident = "rate", False
+        case _:
+            return
+    pause = min(timedelta(seconds=seconds), LONGEST_HOLD)
+    try:
+        ledger.hold(queue, cause, str(error), pause, incident=incident)
+    except TobanError as problem:
+        log.warning("queue.unheld", queue=queue, reason=str(problem))

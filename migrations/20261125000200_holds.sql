@@ -252,8 +252,8 @@ end
 $$;
 
 -- p: id, task_id, token, worker, max_run (s), lease (s)
--- → started, attempt, tries, max_attempts, run_id, key, ref, params, at, opened_at, row, timeout (s, of the source's
--- job)   or   started false, reason
+-- → started, attempt, tries, max_attempts, run_id, key, ref, params, at, opened_at, row, queue, timeout (s, of the
+-- source's job)   or   started false, reason
 -- A repeated call with the same token gets the same answer.
 create or replace function public.toban_start(p jsonb) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '15s' as $$
@@ -307,7 +307,7 @@ begin
   return jsonb_build_object('started', true, 'attempt', w.attempt, 'tries', w.tries, 'max_attempts', w.max_attempts,
     'run_id', w.run_id,
     'key', w.key, 'ref', w.ref, 'params', w.params, 'at', w.at, 'opened_at', w.opened_at, 'row', v_row,
-    'timeout', (select extract(epoch from j.timeout) from public.jobs j where j.source = w.source));
+    'queue', w.queue, 'timeout', (select extract(epoch from j.timeout) from public.jobs j where j.source = w.source));
 end
 $$;
 

@@ -59,7 +59,7 @@ create table if not exists public.prompted_blocks (
 create index if not exists transcripts_updated_idx on public.transcripts (updated_at);
 
 -- Blocks in which somebody spoke and whose prompt is missing or older than the words. A block waits for all of its
--- recordings, so that it is analysed once. p: zone, filters (as in jobs), days? (how far back, default 7), limit
+-- recordings, so that it is analysed once. p: zone, job? (whose filters hold), days? (how far back, default 7), limit
 -- → blocks [{device_id, date, time_block, transcription, heard_at}]
 create or replace function public.toban_unprompted_blocks(p jsonb) returns jsonb
 language plpgsql stable security definer set search_path = '' set statement_timeout = '30s' as $$
@@ -71,8 +71,7 @@ declare
   v_blocks jsonb;
 begin
   select * into strict s from public.toban_sources where source = 'analysis';
-  j.job := 'timeblock-prompt';
-  j.filters := p -> 'filters';
+  select * into j from public.jobs where job = p ->> 'job';
   f := public.toban_filters(j, s, v_zone);
   with heard as (
     select t.device_id, t.date, t.time_block, max(t.updated_at) as heard_at

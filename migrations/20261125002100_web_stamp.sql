@@ -2,17 +2,8 @@
 
 -- How many incidents are open.
 create or replace function public.toban_count_incidents() returns integer
-language plpgsql stable set search_path = '' as $$
-declare
-  v_count integer;
-begin
-  if to_regclass('public.incidents') is not null then
-    select count(*) into v_count from public.incidents where recovered_at is null and dismissed_at is null;
-  else
-    select count(*) into v_count from public.job_status where last_status = 'error';
-  end if;
-  return v_count;
-end
+language sql stable set search_path = '' as $$
+  select count(*)::integer from public.incidents where recovered_at is null and dismissed_at is null
 $$;
 
 -- p: (nothing) → badge: how many incidents are open
@@ -40,12 +31,14 @@ begin
                 count(*) filter (where j.enabled))::text from public.jobs j),
     (select row(max(r.id))::text from public.runs r),
     (select row(count(*), sum(k.busy), max(k.seen_at))::text from public.workers k where k.expires_at > now()),
-    (select row(count(*) filter (where t.last_status = 'error'), max(t.updated_at))::text from public.job_status t)];
-  if to_regclass('public.incidents') is not null then
-    v_parts := v_parts || (select row(count(*) filter (where i.recovered_at is null and i.dismissed_at is null),
-                                      max(i.last_at), max(i.recovered_at), max(i.dismissed_at))::text
-                           from public.incidents i);
-  end if;
+    (select row(count(*) filter (where t.last_status = 'error'), max(t.updated_at))::text from public.job_status t),
+    (select row(max(v.id), max(v.reported_at))::text from (select * from public.job_reports order by id desc limit 50) v),
+    (select row(max(v.changed_at), max(v.state_since), max(v.last_started_at))::text from public.job_watch v),
+    (select row(count(*), count(i.dismissed_at), max(i.last_at), sum(i.flaps))::text
+     from public.incidents i where i.recovered_at is null),
+    (select row(max(i.recovered_at))::text from public.incidents i),
+    (select row(count(*), max(c.failing_since))::text from public.alert_channels c),
+    (select row(max(h.until), count(*))::text from public.queue_holds h)];
   return jsonb_build_object('stamp', md5(v_parts::text), 'gone', (
     select coalesce(jsonb_agg(a.session), '[]') from jsonb_array_elements_text(coalesce(p -> 'sessions', '[]')) a (session)
     where not exists (select from public.web_sessions s where s.session = a.session and s.expires_at > now())));

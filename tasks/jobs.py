@@ -8,6 +8,8 @@ from typing import Any
 from app.celery import app
 from app.dispatch import dispatch as dispatch_source
 from app.errors import Permanent, TobanError
+from app.gpt.batches import run_batches
+from app.gpt.prompts import write_prompts
 from app.runtime import Runtime
 from app.sources import registry
 from tasks.base import Summary, run_job, send_item
@@ -38,6 +40,9 @@ def reconcile(job: str = "reconcile") -> dict[str, Any]:
             broken = [f"{source['source']}: {source['error']}" for source in mended["sources"] if "error" in source]
             opened += sum(source.get("opened", 0) for source in mended["sources"])
             closed += sum(source.get("closed", 0) for source in mended["sources"])
+        keep = runtime.services.settings.ledger.keep_calls_days
+        for _ in _batches(runtime, "toban_upkeep_calls", calls_days=keep):
+            pass
         if broken:
             raise Permanent("; ".join(broken))
         return {"message": f"{opened} opened, {closed} closed", "changed": opened + closed}
@@ -61,6 +66,28 @@ def retention(job: str = "retention") -> dict[str, Any]:
         ):
             pass
         return {"message": f"{gone['items']} items and {gone['runs']} runs forgotten", "changed": 1, **gone}
+
+    return run_job(job, work)
+
+
+@app.task(name="tasks.timeblock_prompt", throws=(TobanError,))
+def timeblock_prompt(job: str = "timeblock-prompt") -> dict[str, Any]:
+    """Write the prompts of time blocks whose recordings have been heard."""
+
+    def work(runtime: Runtime) -> Summary:
+        done = write_prompts(runtime.services, job)
+        return {"message": str(done), "changed": done.written, **asdict(done)}
+
+    return run_job(job, work)
+
+
+@app.task(name="tasks.analysis_batch", throws=(TobanError,))
+def analysis_batch(job: str = "analysis-batch") -> dict[str, Any]:
+    """Send rows that may wait in batches, and take the answers of those that are back."""
+
+    def work(runtime: Runtime) -> Summary:
+        done = run_batches(runtime.services)
+        return {"message": str(done), "changed": done.sent + done.answered + done.left, **asdict(done)}
 
     return run_job(job, work)
 

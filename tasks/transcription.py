@@ -15,5 +15,6 @@ transcription = define(
         max_run=timedelta(minutes=30),
         missing=missing,
         missing_note="nothing was recorded: there is no such audio object",
+        models=lambda settings: settings.whisper.models,
     )
 )

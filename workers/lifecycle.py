@@ -40,10 +40,13 @@ log = structlog.get_logger("toban.worker")
 def _check_worker(conf: Any, options: Mapping[str, Any], **_: object) -> None:  # noqa: ANN401 - Celery's settings
     """Refuse to start with settings that can't be used; only who hears recordings needs a source of them."""
     asked = options.get("queues") or [queue.name for queue in conf.task_queues or ()]
-    process.worker.hears = "whisper" in (asked.split(",") if isinstance(asked, str) else asked)
+    queues = asked.split(",") if isinstance(asked, str) else list(asked)
+    process.worker.hears = "whisper" in queues
     settings = _check(audio=process.worker.hears)
     if process.worker.hears:
         _size(settings.whisper, conf, options)
+    elif "gpt" in queues and conf.worker_concurrency is None and not options.get("concurrency"):
+        conf.worker_concurrency = settings.gpt.llm_concurrency
 
 
 @beat_init.connect

@@ -11,6 +11,7 @@ from celery.signals import task_failure, task_prerun, task_retry, task_revoked, 
 
 from app.errors import TobanError
 from app.sources import registry
+from beat_schedule import timetable
 from workers import process
 
 log = structlog.get_logger("toban.worker")
@@ -22,7 +23,7 @@ def _job_of(name: str, args: Any) -> str | None:  # noqa: ANN401 - a message's a
         return short
     if args and isinstance(args[0], str):
         return args[0]
-    return short if short in {"reconcile", "retention"} else None
+    return short if short in timetable() else None
 
 
 def note(sender: Any, **_: object) -> None:  # noqa: ANN401 - a Celery task

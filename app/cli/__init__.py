@@ -136,6 +136,45 @@ def tune(
         tune(file, as_json=as_json)
 
 
+@app.command(context_settings={"allow_interspersed_args": False})
+def wrap(
+    *,
+    command: Annotated[list[str], typer.Argument(help="What to run.", metavar="-- COMMAND …", show_default=False)],
+    key: Annotated[str | None, typer.Option(help="The job's key; default: TC_PORTAL_JOB_KEY.")] = None,
+    title: Annotated[str | None, typer.Option(help="Default: TC_PORTAL_JOB_TITLE, else the key.")] = None,
+    every: Annotated[str | None, typer.Option(help="How often it is expected: 90s, 15m, 24h, 1d.")] = None,
+    grace: Annotated[str | None, typer.Option(help="How late it may be.")] = None,
+    fail_after: Annotated[int | None, typer.Option(help="Failures in a row that make an incident.", min=1)] = None,
+    no_log: Annotated[bool, typer.Option("--no-log", help="Do not send the output's last lines.")] = False,
+) -> None:
+    """Run a command and report how it ended (TC_PORTAL_MONITOR_URL, TC_PORTAL_WEBHOOK_SECRET).
+
+    Output, exit code and signals go through; trouble with the report never breaks the command.
+    """
+    from app.cli.wrap import wrap
+
+    wrap(
+        command,
+        key=key,
+        title=title,
+        expectations={"expect_every": every, "grace": grace, "fail_after": fail_after},
+        send_log=not no_log,
+    )
+
+
+alerts = typer.Typer(name="alerts", help="Who is told of incidents.", no_args_is_help=True)
+app.add_typer(alerts)
+
+
+@alerts.command("test")
+def test_alerts() -> None:
+    """Send a test message to every channel of ALERT_URLS; exit code 1 if one fails."""
+    from app.cli.alerts import test
+
+    test()
+
+
+@app.command()
 @app.command()
 def web(
     host: Annotated[str | None, typer.Option(help="The address to listen on; default: WEB_HOST.")] = None,
@@ -240,42 +279,14 @@ def revoke_key(name: UserName) -> None:
     from app.cli.accounts import revoke_key
 
     revoke_key(name)
-@app.command(context_settings={"allow_interspersed_args": False})
-def wrap(
-    *,
-    command: Annotated[list[str], typer.Argument(help="What to run.", metavar="-- COMMAND …", show_default=False)],
-    key: Annotated[str | None, typer.Option(help="The job's key; default: TC_PORTAL_JOB_KEY.")] = None,
-    title: Annotated[str | None, typer.Option(help="Default: TC_PORTAL_JOB_TITLE, else the key.")] = None,
-    every: Annotated[str | None, typer.Option(help="How often it is expected: 90s, 15m, 24h, 1d.")] = None,
-    grace: Annotated[str | None, typer.Option(help="How late it may be.")] = None,
-    fail_after: Annotated[int | None, typer.Option(help="Failures in a row that make an incident.", min=1)] = None,
-    no_log: Annotated[bool, typer.Option("--no-log", help="Do not send the output's last lines.")] = False,
-) -> None:
-    """Run a command and report how it ended (TC_PORTAL_MONITOR_URL, TC_PORTAL_WEBHOOK_SECRET).
-
-    Output, exit code and signals go through; trouble with the report never breaks the command.
-    """
-    from app.cli.wrap import wrap
-
-    wrap(
-        command,
-        key=key,
-        title=title,
-        expectations={"expect_every": every, "grace": grace, "fail_after": fail_after},
-        send_log=not no_log,
-    )
 
 
-alerts = typer.Typer(name="alerts", help="Who is told of incidents.", no_args_is_help=True)
-app.add_typer(alerts)
+@app.command()
+def spending(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Show what the calls to language models came to, and what the budgets leave."""
+    from app.cli.spending import spending
 
-
-@alerts.command("test")
-def test_alerts() -> None:
-    """Send a test message to every channel of ALERT_URLS; exit code 1 if one fails."""
-    from app.cli.alerts import test
-
-    test()
+    spending(as_json=as_json)
 
 
 models = typer.Typer(name="models", help="The speech engines' models on this machine.", no_args_is_help=True)

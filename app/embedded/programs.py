@@ -10,7 +10,10 @@ from pathlib import Path
 import app
 
 PROJECT = Path(app.__file__).parent.parent
-QUEUES = ("whisper", "default")
+# The queues of each worker; what waits for others shares a process, which costs 100 MB less.
+WORKERS = {"whisper": ["whisper"], "default": ["default", "gpt"]}
+# One that shares: room for jobs beside calls that take their time.
+_THREADS = 8
 
 # Seconds beside a worker's own grace: to write down what it gives back, and to leave.
 GRACE_MARGIN = 10
@@ -43,9 +46,12 @@ def celery(run: Path, mark: str, grace: float) -> list[Program]:
     # Looking for other workers costs a second at the start; what they would tell each other, the ledger knows.
     alone = ["--without-mingle", "--without-gossip"]
     lines = {
-        f"worker-{queue}": [*python, "-A", f"workers.{queue}", "worker", "-n", f"{queue}-{mark}@%h", *alone]
-        for queue in QUEUES
+        f"worker-{name}": [*python, "-A", f"workers.{name}", "worker", "-n", f"{name}-{mark}@%h", *alone]
+        for name in WORKERS
     }
+    for name, queues in WORKERS.items():
+        if len(queues) > 1:
+            lines[f"worker-{name}"] += ["-Q", ",".join(queues), "-c", str(_THREADS)]
     lines["beat"] = [*python, "-A", "app", "beat", "--pidfile=", "--schedule", str(run / "beat")]
     seconds = round(grace) + GRACE_MARGIN
     return [Program(name, line, "work", cwd=PROJECT, grace=seconds, settled_after=5) for name, line in lines.items()]

@@ -14,7 +14,7 @@ from app.database import Database, open_database
 from app.embedded import checks, folders, processes, servers
 from app.embedded.environment import StandIn, absolute, own_values, settings_of, stand_ins
 from app.embedded.errors import StackError
-from app.embedded.programs import GRACE_MARGIN, QUEUES, Program, celery, configuration
+from app.embedded.programs import GRACE_MARGIN, WORKERS, Program, celery, configuration
 from app.embedded.supervision import State, Supervisor
 from app.settings import Settings
 
@@ -144,9 +144,9 @@ class Stack:
                 return
             self._say("Starting the workers and beat")
             self._supervisor.start_group("work")
-            for queue in QUEUES:
-                listens = partial(checks.listens, database, queue, self._mark)
-                self._wait(f"worker-{queue}", listens, deadline, falls)
+            for name, queues in WORKERS.items():
+                listens = partial(checks.listens, database, queues, self._mark)
+                self._wait(f"worker-{name}", listens, deadline, falls)
 
     def _wait(self, name: str, ready: Callable[[], bool], deadline: float, falls: dict[str, set[int]]) -> None:
         while not ready():

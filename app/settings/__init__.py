@@ -7,6 +7,7 @@ or message shows it.
 """
 
 from app.settings.database import Database, key_role
+from app.settings.gpt import Gpt
 from app.settings.group import Group, variable
 from app.settings.groups import GROUPS, Audio, Broker, Ledger, Log, Settings, Whisper
 from app.settings.loading import env_files, load, load_group, read
@@ -20,6 +21,7 @@ __all__ = [
     "Audio",
     "Broker",
     "Database",
+    "Gpt",
     "Group",
     "Ledger",
     "Log",

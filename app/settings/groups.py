@@ -11,6 +11,7 @@ from pydantic import AliasChoices, BaseModel, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from app.settings.database import Database
+from app.settings.gpt import Gpt
 from app.settings.group import Group, Memory, Seconds, Zone, scheme
 from app.settings.monitor import Alerts, Monitor, Portal
 from app.settings.problems import Problem
@@ -239,6 +240,9 @@ class Ledger(Group):
     sources: str = Field("", description="more modules that define sources, separated by commas")
     keep_items_days: int = Field(90, ge=1, description="finished items are forgotten after this, days")
     keep_runs_days: int = Field(30, ge=1, description="runs of jobs are forgotten after this, days")
+    keep_calls_days: int = Field(
+        400, ge=1, description="calls to language models, and what they cost, are forgotten after this, days"
+    )
 
     def extra_sources(self) -> list[str]:
         return [name.strip() for name in self.sources.split(",") if name.strip()]
@@ -275,11 +279,12 @@ class Settings(BaseModel):
     broker: Broker
     audio: Audio
     whisper: Whisper
+    gpt: Gpt
     ledger: Ledger
-    web: Web
     monitor: Monitor
     alerts: Alerts
     portal: Portal
+    web: Web
     log: Log
 
 
@@ -288,10 +293,11 @@ GROUPS: dict[str, type[Group]] = {
     "broker": Broker,
     "audio": Audio,
     "whisper": Whisper,
+    "gpt": Gpt,
     "ledger": Ledger,
-    "web": Web,
     "monitor": Monitor,
     "alerts": Alerts,
     "portal": Portal,
+    "web": Web,
     "log": Log,
 }

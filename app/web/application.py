@@ -1,15 +1,19 @@
 """The composition root of the web process."""
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
 
+from app.monitor.tick import Monitor
 from app.services import Services
 from app.web import failures, routes
 from app.web.accounts import Accounts
 from app.web.events import Events
 from app.web.headers import Guard
+from app.web.rates import Rates
 from app.web.reader import ReaderMiddleware
 from app.web.signing import Signing
 from app.web.state import State
@@ -24,13 +28,20 @@ def create_app(services: Services) -> FastAPI:
         Accounts(services.database, settings.web),
         Signing(settings.web, services.database),
         SupabaseAuth(settings.web),
+        Rates(),
         Events(services.database),
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        stop = threading.Event()
+        # Should all else be dead, this process still looks, and tells people.
+        watch = threading.Thread(target=lambda: Monitor(services).run(stop), name="toban-monitor", daemon=True)
+        watch.start()
         async with state.events.polling():
             yield
+        stop.set()
+        await run_in_threadpool(watch.join, 5)
 
     app = FastAPI(
         title="Toban",

@@ -12,6 +12,7 @@ from fastapi import Depends, HTTPException, Request, Response
 
 from app.web.accounts import KEY_PREFIX, Role
 from app.web.i18n import t
+from app.web.rates import BAD_TOKENS
 from app.web.reader import Language, reader
 from app.web.signing import new_token
 from app.web.state import State, state_of
@@ -104,7 +105,11 @@ def _identify(request: Request) -> User | None:
     scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
     token = bearer.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "").strip()
     if token:
-        return _of_key(state, token) if token.startswith(KEY_PREFIX) else _of_supabase(state, token)
+        state.rates.check(BAD_TOKENS, request)
+        user = _of_key(state, token) if token.startswith(KEY_PREFIX) else _of_supabase(state, token)
+        if user is None:
+            state.rates.count(BAD_TOKENS, request)
+        return user
     session = state.signing.read("session", request.cookies.get(cookie_name(request, "session")))
     if session is None or (found := state.accounts.session(session)) is None:
         return None

@@ -10,6 +10,7 @@ from app.errors import Refused
 from app.web.accounts import SHORTEST_PASSWORD, Wait
 from app.web.auth import Viewer, end_session, identified, start_session
 from app.web.i18n import duration, t
+from app.web.rates import BAD_TOKENS, address
 from app.web.render import own_path, redirect, render
 from app.web.state import state_of
 
@@ -19,11 +20,6 @@ log = structlog.get_logger("toban.web")
 public = APIRouter()
 tokens = APIRouter()
 private = APIRouter()
-
-
-def address(request: Request) -> str:
-    """Where the request comes from; behind a trusted proxy, what that says."""
-    return request.client.host if request.client else "unknown"
 
 
 @public.get("/sign-in")
@@ -107,9 +103,11 @@ def exchange(request: Request) -> Response:
     No other site can send this header from a reader's browser, so no form's token is needed.
     """
     state = state_of(request)
+    state.rates.check(BAD_TOKENS, request)
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     guest = state.supabase.guest(token.strip()) if scheme.lower() == "bearer" and state.supabase.on else None
     if guest is None:
+        state.rates.count(BAD_TOKENS, request)
         return JSONResponse(
             {"error": "no access token of a person with a role here"}, 401, {"WWW-Authenticate": "Bearer"}
         )

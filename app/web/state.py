@@ -8,6 +8,7 @@ from starlette.requests import HTTPConnection
 from app.services import Services
 from app.settings import Settings
 from app.web.accounts import Accounts
+from app.web.rates import Rates
 from app.web.signing import Signing
 from app.web.supabase_auth import SupabaseAuth
 
@@ -23,6 +24,7 @@ class State:
     accounts: Accounts
     signing: Signing
     supabase: SupabaseAuth
+    rates: Rates
     events: "Events"
 
     @property

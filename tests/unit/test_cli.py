@@ -97,7 +97,7 @@ def test_a_password_that_makes_the_address_unclear_is_not_shown(run: Run, capsys
 def test_reprocess_needs_no_recordings_and_knows_the_model(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("reprocess", "transcription", "--key", "k", "--model", "small")
     assert run(*arguments, DATABASE_URL="postgresql://x@127.0.0.1:9/y", WHISPER_MODEL="base") == 1
-    assert "no worker holds the model 'small'; held: base" in capsys.readouterr().err
+    assert "no worker has the model 'small' for transcription; it may be: base" in capsys.readouterr().err
     assert run(*arguments, DATABASE_URL="postgresql://x@127.0.0.1:9/y", WHISPER_MODEL="small") == 1
     assert "E006" not in (error := capsys.readouterr().err)
     assert "Connection refused" in error or "connection failed" in error

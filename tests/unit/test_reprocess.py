@@ -88,7 +88,7 @@ def test_a_model_goes_along_and_only_failed_narrows() -> None:
 
 def test_a_model_that_no_worker_holds_is_refused_before_any_row_is_touched() -> None:
     database = Asked()
-    with pytest.raises(Permanent, match=r"no worker holds the model 'small'; held: base, tiny"):
+    with pytest.raises(Permanent, match=r"no worker has the model 'small' for transcription; it may be: base, tiny"):
         reprocess(database, TOKYO, source="transcription", device_id="d1", model="small", held={"tiny", "base"})
     assert not database.calls
     assert asked(device_id="d1", model="base", held=["base"])["params"] == {"model": "base"}

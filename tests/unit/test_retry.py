@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from app import errors
 from app.errors import (
+    BadAnswer,
+    Halted,
     LeaseLost,
     NothingThere,
     NotReady,
@@ -37,7 +39,11 @@ def most(_low: float, high: float) -> float:
         (RateLimited("slow down", retry_after=30), 1, Retry(NOW + timedelta(seconds=31), counted=False)),
         (RateLimited("slow down", retry_after=30), 99, Retry(NOW + timedelta(seconds=31), counted=False)),
         (NotReady("no model"), 5, Retry(NOW + timedelta(minutes=1), counted=False)),
+        (Halted("no credit", "credit"), 1, Retry(NOW + timedelta(minutes=10), counted=False)),
+        (Halted("over budget", "budget", seconds=90), 99, Retry(NOW + timedelta(seconds=90), counted=False)),
         (Permanent("corrupt"), 1, Fail()),
+        (BadAnswer("no JSON"), 1, Retry(NOW + timedelta(seconds=4))),
+        (BadAnswer("no JSON"), 2, Fail()),
         (OutOfMemory("bad_alloc"), 1, Retry(NOW + timedelta(seconds=4))),
         (OutOfMemory("bad_alloc"), 2, Fail()),
         (NothingThere("404"), 1, Skip()),
@@ -57,7 +63,17 @@ def test_decide(error: Exception, tries: int, decision: object) -> None:
 def test_no_error_is_forgotten() -> None:
     """Each class of app/errors.py has a row in the table above."""
     classes = {c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, TobanError)} - {TobanError}
-    assert classes == {LeaseLost, NothingThere, NotReady, OutOfMemory, Permanent, RateLimited, Transient}
+    assert classes == {
+        BadAnswer,
+        Halted,
+        LeaseLost,
+        NothingThere,
+        NotReady,
+        OutOfMemory,
+        Permanent,
+        RateLimited,
+        Transient,
+    }
 
 
 @given(st.integers(min_value=1, max_value=10**6))
