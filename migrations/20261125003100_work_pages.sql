@@ -94,7 +94,7 @@ language sql stable security definer set search_path = '' set statement_timeout 
   left join lateral (select * from public.jobs where source = s.source order by job limit 1) j on true
 $$;
 
--- Items of a source. p: source, state?, q? (part of the key), skip?, limit? (default 50) → items, more
+-- Items of a source. p: source, state?, q? (part of the key), skip?, limit? (default 50) → now, items, more
 -- What waits comes in the order of claims, everything else with the latest first.
 create or replace function public.toban_page_items(p jsonb) returns jsonb
 language plpgsql stable security definer set search_path = '' set statement_timeout = '15s' as $$
@@ -118,7 +118,7 @@ begin
   )
   select coalesce(jsonb_agg(public.toban_item_json(w) order by c.place), '[]') into v_items
   from chosen c join public.work_items w on w.id = c.id;
-  return jsonb_build_object('items', v_items - v_limit, 'more', jsonb_array_length(v_items) > v_limit);
+  return jsonb_build_object('now', now(), 'items', v_items - v_limit, 'more', jsonb_array_length(v_items) > v_limit);
 end
 $$;
 

@@ -16,6 +16,7 @@ MONITOR = [
     "monitor_state",
 ]  # fmt: skip
 LATER = ["queue_holds", "llm_calls", "llm_days", "prompted_blocks", "work_attempts"]
+LATER += ["llm_batches", "llm_batch_items"]
 WEB = ["web_users", "web_sessions", "web_links", "web_keys", "web_tries", "web_secrets"]
 # Made by the migrations in a database that has none.
 APPS = ["job_status", "audio_files", "vibe_whisper", "dashboard"]

@@ -64,7 +64,9 @@ TALKS: list[tuple[int, str, str, list[str]]] = [
 ]  # fmt: skip
 
 DAMAGED = "{path} can't be read: invalid data found when processing input, after {seconds} s of sound"
-LOST = "given up after 5 of 5 tries: its worker whisper@voice-1/41{n} gave no more news (killed, out of memory or cut off)"
+LOST = (
+    "given up after 5 of 5 tries: its worker whisper@voice-1/41{n} gave no more news (killed, out of memory or cut off)"
+)
 NO_JSON = "the answer is no JSON, after 2 tries: it ends after {n} characters, within a string"
 
 
@@ -120,7 +122,10 @@ class Believable:
         )
         talk = TALKS[self.talk_of(device, slot)]
         damaged = DAMAGED.format(path=path, seconds=self.chance.randint(2, 900))
-        error = {"failed": damaged if slot != 31 else LOST.format(n=slot), "skipped": "nothing was recorded: there is no such audio object"}
+        error = {
+            "failed": damaged if slot != 31 else LOST.format(n=slot),
+            "skipped": "nothing was recorded: there is no such audio object",
+        }
         self.item("transcription", key, device, recorded, state, error.get(state), 95, {"device_id": device})
         if state == "completed":
             self.transcript(device, recorded, at, talk)
@@ -174,17 +179,33 @@ class Believable:
             )  # fmt: skip
 
     def item(
-        self, source: str, key: str, device: str, at: datetime | None, state: str, error: str | None, takes: float, ref: Any
+        self,
+        source: str,
+        key: str,
+        device: str,
+        at: datetime | None,
+        state: str,
+        error: str | None,
+        takes: float,
+        ref: Any,
     ) -> int:
         """`takes`: about how long an attempt runs, seconds. What ended, ended within the last two hours or long ago."""
         self._items += 1
         ended = state in {"completed", "failed", "skipped"}
         recent = self._items % 9 == 0
         ran = takes * self.chance.uniform(0.7, 1.6)
-        finished = self.now - (timedelta(minutes=self.chance.uniform(0.2, 59)) if recent else timedelta(hours=self.chance.uniform(2, 40)))
-        started = finished - timedelta(seconds=ran) if ended else self.now - timedelta(seconds=self.chance.uniform(20, 70))
-        opened = started - timedelta(seconds=self.chance.uniform(1, 180)) if ended else self.now - timedelta(minutes=self.chance.uniform(4, 70))
-        worker = "gpt@voice-1/310#310" if source == "analysis" else f"whisper@voice-1/290#{291 + self._items % 2}"
+        finished = self.now - (
+            timedelta(minutes=self.chance.uniform(0.2, 59)) if recent else timedelta(hours=self.chance.uniform(2, 40))
+        )
+        started = (
+            finished - timedelta(seconds=ran) if ended else self.now - timedelta(seconds=self.chance.uniform(20, 70))
+        )
+        opened = (
+            started - timedelta(seconds=self.chance.uniform(1, 180))
+            if ended
+            else self.now - timedelta(minutes=self.chance.uniform(4, 70))
+        )
+        worker = "gpt@voice-1/310#310" if source == "analysis" else f"whisper@voice-1/290#{291 + (device == HOME)}"
         tries = 0 if state == "pending" else 5 if error and error.startswith("given up") else 1
         kind = {"failed": "lost" if tries == 5 else "permanent", "skipped": "nothing_there"}.get(state)
         total = 1800
@@ -283,7 +304,9 @@ def fill(database: Database, url: str, what: Believable) -> None:
             "update work_items set fingerprint = toban_fingerprint(source, last_error_kind, last_error)"
             " where incident_since is not null"
         )
-        connection.execute("select setval(pg_get_serial_sequence('work_items', 'id'), (select max(id) from work_items))")
+        connection.execute(
+            "select setval(pg_get_serial_sequence('work_items', 'id'), (select max(id) from work_items))"
+        )
         connection.execute("select setval(pg_get_serial_sequence('runs', 'id'), (select max(id) from runs))")
         connection.execute("insert into beats (beat, node) values ('beat@voice-1', 'voice-1')")
         connection.execute("set session_replication_role = default")
@@ -291,7 +314,9 @@ def fill(database: Database, url: str, what: Believable) -> None:
     for report in _reports(what.now):
         database.call("toban_job_report", **report)
     database.call("toban_report")
-    database.call("toban_monitor", timetable=list(timetable()), queues={"whisper": ["transcription"], "gpt": ["analysis"]})
+    database.call(
+        "toban_monitor", timetable=list(timetable()), queues={"whisper": ["transcription"], "gpt": ["analysis"]}
+    )
     with psycopg.connect(url, autocommit=True) as connection:
         _past(connection)
     for edit in (
@@ -318,9 +343,12 @@ def _reports(now: datetime) -> Iterator[dict[str, Any]]:
         "upload failed: An error occurred (AccessDenied) when calling the PutObject operation: Access Denied\n"
         "[02:04:12] giving up after 3 tries"
     )
-    for back, (status, message) in enumerate(
-        [("error", "S3 へのアップロードに失敗しました (AccessDenied)"), ("error", "S3 へのアップロードに失敗しました (AccessDenied)"), *[("success", "223 MB を保存しました")] * 8]
-    ):
+    for back in range(9, -1, -1):
+        status, message = (
+            ("error", "S3 へのアップロードに失敗しました (AccessDenied)")
+            if back < 2
+            else ("success", "223 MB を保存しました")
+        )
         finished = now - timedelta(hours=5, minutes=12) - timedelta(days=back)
         yield {
             "job_key": "nightly-backup", "title": "夜間バックアップ", "status": status, "message": message,
@@ -345,10 +373,12 @@ def _reports(now: datetime) -> Iterator[dict[str, Any]]:
 
 
 PAST: LiteralString = """
-insert into incidents (fingerprint, kind, job_key, title, reason, opened_at, last_at, recovered_at, settle, flaps)
-values ('overdue/transcription', 'overdue', 'transcription', 'Transcription', 'it was due at 03:10, every 10 s; no worker listens to default',
+insert into incidents
+  (fingerprint, kind, job_key, title, reason, details, opened_at, last_at, recovered_at, settle, flaps)
+values ('overdue/transcription', 'overdue', 'transcription', 'Transcription', 'it was due',
+        jsonb_build_object('state', 'missed', 'due_at', now() - interval '9 h'),
         now() - interval '9 h', now() - interval '8 h 30 min', now() - interval '8 h 28 min', '10 min', 1),
-       ('worker/whisper', 'worker', null, 'No worker listens to whisper', '14 wait, the oldest since 03:02',
+       ('worker/whisper', 'worker', null, 'No worker listens to whisper', '14 wait', '{"state": "none", "queue": "whisper", "waiting": 14}',
         now() - interval '9 h', now() - interval '8 h 40 min', now() - interval '8 h 29 min', '10 min', 0)
 """
 

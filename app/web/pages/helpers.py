@@ -20,6 +20,12 @@ _ACTIONS = {
     "forget job": mark("forgot it"),
 }
 
+# Titles of sources and jobs, which templates translate.
+TITLES = (
+    mark("Transcription"), mark("Time block analysis"), mark("Time block prompts"),
+    mark("Time block analysis in batches"), mark("Ledger reconciliation"), mark("Retention"),
+)  # fmt: skip
+
 
 def what(action: str) -> str:
     return t(_ACTIONS[action]) if action in _ACTIONS else action
@@ -59,6 +65,8 @@ def install() -> None:
         "share": words.share,
         "state_words": words.state,
         "cause": words.cause,
+        "incident_title": words.incident_title,
+        "incident_reason": words.incident_reason,
         "wanted": words.wanted,
         "title": title,
         "what": what,

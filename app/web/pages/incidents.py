@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.web.auth import Operator
-from app.web.pages.common import Text, back, call, jobs, note
+from app.web.pages.common import Json, Text, back, call, jobs, note
 from app.web.render import render
 from app.web.state import state_of
 
@@ -12,25 +12,29 @@ router = APIRouter()
 HERE = "/incidents"
 
 
+# In the order in which they matter; everything else comes last.
+GROUPS = ("job", "items", "overdue", "other")
+# What an answer leaves out where there is nothing to say.
+_ABSENT = {"job_key": None, "source": None, "reason": None, "log_tail": None, "items": [], "dismissed_by": None}
+
+
 @router.get(HERE)
 def incidents(request: Request, done: str = "") -> Response:
     found = call(request, "toban_incidents")
+    groups: dict[str, list[Json]] = {name: [] for name in GROUPS}
+    for one in found["incidents"]:
+        groups[one["kind"] if one["kind"] in GROUPS else "other"].append(_ABSENT | one)
     return render(
         request,
         "incidents.html",
-        **found,
-        groups=[
-            (name, [one for one in found["incidents"] if (one["kind"] if one["kind"] in GROUPED else "other") == name])
-            for name in (*GROUPED, "other")
-        ],
+        groups=groups,
+        recovered=[_ABSENT | one for one in found["recovered"]],
+        channels=found["channels"],
+        looked_at=found["looked_at"],
         timetable=jobs(),
         flower=state_of(request).settings.web.flower,
         note=note(done),
     )
-
-
-# In the order in which they matter; everything else comes last.
-GROUPED = ("job", "items", "overdue")
 
 
 @router.post(f"{HERE}/retry")

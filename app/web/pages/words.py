@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from app.web.i18n import ago, mark, nt, number, t
+from app.web.i18n import ago, at, mark, nt, number, t
 
 STATES = ("pending", "queued", "processing", "completed", "skipped", "failed")
 
@@ -101,6 +101,40 @@ def why(reason: Mapping[str, Any]) -> Markup:
     return words
 
 
+def incident_title(one: Mapping[str, Any]) -> str:
+    """What an incident is called; a job's and a source's title is its own."""
+    details = one["details"]
+    match one["kind"], details.get("state"):
+        case "beat", _:
+            words = t("No beat ticks")
+        case "worker", "none":
+            words = t("No worker listens to {queue}", queue=details["queue"])
+        case "worker", "refuses":
+            words = t("A worker of {queue} can't start", queue=details["queue"])
+        case "queue", _:
+            words = t("The queue {queue} is held", queue=details.get("queue", ""))
+        case "alerts", _:
+            words = t("Alerts don't get through to {channel}", channel=details["channel"])
+        case _:
+            words = t(one["title"])
+    return words
+
+
+def incident_reason(one: Mapping[str, Any]) -> Markup:
+    """Why, in the reader's language where it is ours to say; else as the job or the item said it."""
+    details = one["details"]
+    if one["kind"] == "overdue" and details.get("running_since"):
+        return escape(t("It has been running since {moment}.")).format(moment=at(details["running_since"]))
+    if one["kind"] == "overdue" and details.get("due_at"):
+        return escape(t("It was due {moment} and has not run.")).format(moment=at(details["due_at"]))
+    if one["kind"] == "beat":
+        stood_in = details.get("stood_in")
+        return escape(t("Workers stand in for it.") if stood_in else t("Nobody stands in for it, so no job runs."))
+    if one["kind"] == "worker" and details.get("state") == "none" and details.get("waiting"):
+        return escape(nt("{n} item waits.", "{n} items wait.", details["waiting"]))
+    return escape(one["reason"] or "")
+
+
 def short(key: str) -> str:
     """The key of an item, for tables: a UUID is cut to its first eight characters."""
     return "/".join(part[:8] + "…" if len(part) == 36 and part.count("-") == 4 else part for part in key.split("/"))
@@ -110,4 +144,4 @@ def share(progress: Mapping[str, Any] | None) -> float | None:
     """How much of an item is done, 0 to 1; None: unknown."""
     if not progress or not progress.get("total"):
         return None
-    return max(0.0, min(float(progress["Done"]) / float(progress["total"]), 1.0))
+    return max(0.0, min(float(progress["done"]) / float(progress["total"]), 1.0))
