@@ -59,7 +59,8 @@ TALKS: list[tuple[int, str, str, list[str]]] = [
         "あるよ。そういえば、隣の犬が子犬を産んだって。", "本当？見に行きたいな。", "明日の散歩のときに寄ってみよう。",
     ]),
     (5, "テレビの音の合間に短い会話があり、落ち着いています。", "くつろぎ", [
-        "この俳優、前の番組にも出てたよね。", "そうだっけ。", "お茶いれるけど飲む？", "うん、ありがとう。", "明日は早いからもう寝るね。",
+        "この俳優、前の番組にも出てたよね。", "そうだっけ。", "お茶いれるけど飲む？", "うん、ありがとう。",
+        "明日は早いからもう寝るね。",
     ]),
 ]  # fmt: skip
 
@@ -67,6 +68,7 @@ DAMAGED = "{path} can't be read: invalid data found when processing input, after
 LOST = (
     "given up after 5 of 5 tries: its worker whisper@voice-1/41{n} gave no more news (killed, out of memory or cut off)"
 )
+BROKEN = "permission denied for table dashboard"
 NO_JSON = "the answer is no JSON, after 2 tries: it ends after {n} characters, within a string"
 
 
@@ -131,15 +133,17 @@ class Believable:
             self.transcript(device, recorded, at, talk)
             self.analysis(device, at, slot, back, talk)
 
-    def talk_of(self, device: str, slot: int) -> int:
+    @staticmethod
+    def talk_of(device: str, slot: int) -> int:
         if device == "studio-2":
             return 4
-        return {range(12, 16): 0, range(16, 18): 1, range(18, 26): 2, range(26, 28): 5, range(28, 34): 3, range(34, 38): 2,
-                range(38, 42): 6}.get(next((r for r in (range(12, 16), range(16, 18), range(18, 26), range(26, 28),
-                range(28, 34), range(34, 38), range(38, 42)) if slot in r), range(0)), 7)  # fmt: skip
+        # Until which slot of the day which talk goes on.
+        until = {16: 0, 18: 1, 26: 2, 28: 5, 34: 3, 38: 2, 42: 6, 48: 7}
+        return next(talk for end, talk in until.items() if slot < end)
 
     def transcript(self, device: str, recorded: datetime, at: datetime, talk: tuple[int, str, str, list[str]]) -> None:
-        start, segments = self.chance.uniform(2, 60), []
+        start = self.chance.uniform(2, 60)
+        segments: list[dict[str, Any]] = []
         for sentence in talk[3] * 2:
             length = 1 + len(sentence) * (0.07 if sentence.isascii() else 0.16)
             segments.append({"start": round(start, 2), "end": round(start + length, 2), "text": sentence})
@@ -254,17 +258,18 @@ class Believable:
                     "runs",
                     id=number, job=job.name, slot=slot - back * every, state="error" if failed else "success",
                     worker="default@voice-1/270#270", started_at=begun, finished_at=begun + took, lease_until=begun,
-                    period_from=begun - timedelta(hours=9) if sent else None, period_to=begun - timedelta(hours=1) if sent else None,
+                    period_from=begun - timedelta(hours=9) if sent else None,
+                    period_to=begun - timedelta(hours=1) if sent else None,
                     filters=Jsonb({"date": "yesterday"} if job.source == "transcription" else {}), dates=[],
                     found=found, dispatched=sent, finished=sent, failed=0,
-                    message="permission denied for table dashboard" if failed else f"{sent} sent" if job.source else "0 opened, 0 closed",
+                    message=BROKEN if failed else f"{sent} sent" if job.source else "0 opened, 0 closed",
                 )  # fmt: skip
             self.add(
                 "jobs",
                 job=job.name, title=job.title, source=job.source, every=job.every, at=job.at, zone=job.zone,
                 last_slot=slot, last_started_at=begun, last_finished_at=begun + took,
                 last_status="error" if broken else "success",
-                last_message="permission denied for table dashboard" if broken else "",
+                last_message=BROKEN if broken else "",
                 filters=Jsonb({"date": "yesterday"} if job.source == "transcription" else {}),
                 batch_limit=50 if job.source == "transcription" else None, created_at=self.now - timedelta(days=60),
             )  # fmt: skip
@@ -352,22 +357,26 @@ def _reports(now: datetime) -> Iterator[dict[str, Any]]:
         finished = now - timedelta(hours=5, minutes=12) - timedelta(days=back)
         yield {
             "job_key": "nightly-backup", "title": "夜間バックアップ", "status": status, "message": message,
-            "finished_at": finished.isoformat(), "started_at": (finished - timedelta(seconds=251 + 7 * back)).isoformat(),
+            "finished_at": finished.isoformat(),
+            "started_at": (finished - timedelta(seconds=251 + 7 * back)).isoformat(),
             "run_id": f"backup-{back}", "exit_code": 1 if status == "error" else 0, "expect_every": 86400,
             **({"log": log} if status == "error" else {}),
         }  # fmt: skip
     for back in range(9, -1, -1):
         finished = now - timedelta(hours=3 + back, minutes=20)
         yield {
-            "job_key": "invoice-mail", "title": "請求書メール送信", "status": "success", "message": "18 件を送信しました",
-            "finished_at": finished.isoformat(), "started_at": (finished - timedelta(seconds=40 + back)).isoformat(),
+            "job_key": "invoice-mail", "title": "請求書メール送信", "status": "success",
+            "message": "18 件を送信しました",
+            "finished_at": finished.isoformat(),
+            "started_at": (finished - timedelta(seconds=40 + back)).isoformat(),
             "run_id": f"invoice-{back}", "expect_every": 3600, "grace": 600,
         }  # fmt: skip
     for back in range(9, -1, -1):
         finished = now - timedelta(minutes=11 + 15 * back)
         yield {
             "job_key": "photo-sync", "title": "Photo sync", "status": "success", "message": "42 pictures copied",
-            "finished_at": finished.isoformat(), "started_at": (finished - timedelta(seconds=21 + 3 * (back % 4))).isoformat(),
+            "finished_at": finished.isoformat(),
+            "started_at": (finished - timedelta(seconds=21 + 3 * (back % 4))).isoformat(),
             "run_id": f"photo-{back}", "expect_every": 900,
         }  # fmt: skip
 
@@ -378,7 +387,8 @@ insert into incidents
 values ('overdue/transcription', 'overdue', 'transcription', 'Transcription', 'it was due',
         jsonb_build_object('state', 'missed', 'due_at', now() - interval '9 h'),
         now() - interval '9 h', now() - interval '8 h 30 min', now() - interval '8 h 28 min', '10 min', 1),
-       ('worker/whisper', 'worker', null, 'No worker listens to whisper', '14 wait', '{"state": "none", "queue": "whisper", "waiting": 14}',
+       ('worker/whisper', 'worker', null, 'No worker listens to whisper', '14 wait',
+        '{"state": "none", "queue": "whisper", "waiting": 14}',
         now() - interval '9 h', now() - interval '8 h 40 min', now() - interval '8 h 29 min', '10 min', 0)
 """
 

@@ -15,7 +15,7 @@ HERE = "/incidents"
 # In the order in which they matter; everything else comes last.
 GROUPS = ("job", "items", "overdue", "other")
 # What an answer leaves out where there is nothing to say.
-_ABSENT = {"job_key": None, "source": None, "reason": None, "log_tail": None, "items": [], "dismissed_by": None}
+_ABSENT: Json = {"job_key": None, "source": None, "reason": None, "log_tail": None, "items": [], "dismissed_by": None}
 
 
 @router.get(HERE)

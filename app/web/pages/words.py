@@ -116,7 +116,8 @@ def incident_title(one: Mapping[str, Any]) -> str:
         case "alerts", _:
             words = t("Alerts don't get through to {channel}", channel=details["channel"])
         case _:
-            words = t(one["title"])
+            title = str(one["title"])
+            words = t(title)
     return words
 
 
