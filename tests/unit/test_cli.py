@@ -17,8 +17,10 @@ from app.health import duration, overdue, share
 from app.settings import env_files
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = ("DATABASE_URL", "SUPABASE_", "CELERY_", "REDIS_URL", "AUDIO", "S3_", "AWS_", "WHISPER_", "TOBAN_", "LOG_")
-SETTINGS += ("WEB_", "TC_PORTAL_")
+SETTINGS = (
+    *("DATABASE_URL", "SUPABASE_", "CELERY_", "REDIS_URL", "AUDIO", "S3_", "AWS_"),
+    *("WHISPER_", "TOBAN_", "WEB_", "TC_PORTAL_", "LOG_"),
+)
 Run = Callable[..., int]
 
 
