@@ -147,12 +147,13 @@ declare
   v_window interval := (p ->> 'window')::numeric * interval '1 s';
   v_wait numeric;
 begin
-  delete from public.web_tries where subject in (
-    select subject from public.web_tries where until <= now() order by subject limit 100 for update skip locked);
   v_wait := public.toban_try('address:' || (p ->> 'address'), (p ->> 'most_address')::integer, v_window);
   if v_wait = 0 then  -- an address that has had its share can't use up that of accounts
     v_wait := public.toban_try('account:' || (p ->> 'name'), (p ->> 'most')::integer, v_window);
   end if;
+  -- (Last, and without waiting: an address comes before its account.)
+  delete from public.web_tries where subject in (
+    select subject from public.web_tries where until <= now() order by subject limit 100 for update skip locked);
   if v_wait > 0 then
     return jsonb_build_object('wait', v_wait);
   end if;
@@ -165,8 +166,6 @@ $$;
 create or replace function public.toban_open_session(p jsonb) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '15s' as $$
 begin
-  delete from public.web_sessions where session in (
-    select session from public.web_sessions where expires_at <= now() order by session limit 100 for update skip locked);
   if p ? 'user' then
     update public.web_users set signed_in_at = now(), password_hash = coalesce(p ->> 'new_hash', password_hash)
       where name = p ->> 'user';
@@ -178,6 +177,9 @@ begin
   insert into public.web_sessions (session, user_name, guest, guest_role, expires_at)
   values (p ->> 'session', p ->> 'user', p ->> 'guest', p ->> 'role',
           now() + (p ->> 'seconds')::numeric * interval '1 s');
+  -- (Last, and without waiting: an account comes before its sessions.)
+  delete from public.web_sessions where session in (
+    select session from public.web_sessions where expires_at <= now() order by session limit 100 for update skip locked);
   return jsonb_build_object('opened', true);
 end
 $$;

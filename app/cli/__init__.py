@@ -177,13 +177,15 @@ def test_alerts() -> None:
 @app.command()
 @app.command()
 def web(
+    *,
     host: Annotated[str | None, typer.Option(help="The address to listen on; default: WEB_HOST.")] = None,
     port: Annotated[int | None, typer.Option(help="The port; default: WEB_PORT.", min=1, max=65535)] = None,
+    link: Annotated[bool, typer.Option(help="Print a one-time link to the first account while there is none.")] = True,
 ) -> None:
-    """Show incidents, jobs and work in a browser; prints a link to the first account where there is none."""
+    """Show incidents, jobs and work in a browser."""
     from app.cli.web import web
 
-    web(host, port)
+    web(host, port, link=link)
 
 
 users = typer.Typer(name="user", help="Who may sign in to the web pages.", no_args_is_help=True)
@@ -254,9 +256,7 @@ def link_user(name: UserName) -> None:
 @keys.command("add")
 def add_key(
     name: UserName,
-    scope: Annotated[
-        list[str], typer.Option(help="badge, read, operate or report; may be given often.", metavar="SCOPE")
-    ],
+    scope: Annotated[list[str], typer.Option(help="badge, read or operate; may be given often.", metavar="SCOPE")],
     days: Annotated[int | None, typer.Option(help="The key ends after so many days; default: never.", min=1)] = None,
 ) -> None:
     """Make an API key; it is shown once."""

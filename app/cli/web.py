@@ -8,7 +8,12 @@ from app.services import build_services
 from app.settings import load
 
 
-def web(host: str | None, port: int | None) -> None:
+def told(first: str) -> str:
+    return f"There is no account yet. This link makes the first one, once, within a day:\n{first}"
+
+
+def web(host: str | None, port: int | None, *, link: bool) -> None:
+    from app.web.accounts import Accounts
     from app.web.server import PATIENCE, address, first_link, listen, serve
 
     settings = load(audio=False)
@@ -28,8 +33,8 @@ def web(host: str | None, port: int | None) -> None:
     try:
         base = address(chosen, own.getsockname()[1])
         typer.echo(f"Toban's pages: {base}")
-        if link := first_link(services, base):
-            typer.echo(f"There is no account yet. This link makes the first one, once, within a day:\n{link}")
+        if link and (first := first_link(Accounts(services.database, chosen), base)):
+            typer.echo(told(first))
         serve(services, own)
     finally:
         services.close()

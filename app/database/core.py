@@ -49,11 +49,11 @@ def from_sqlstate(state: str | None, message: str, function: str) -> Transient |
 def refuse_nul(value: object, path: str) -> None:
     """PostgreSQL's text holds no NUL character; say where it stands instead of passing on its error.
 
-    Raises `Permanent`.
+    Raises `Refused`.
     """
     if isinstance(value, str):
         if "\0" in value:
-            raise Permanent(f"{path} holds a NUL character, which the database cannot store")
+            raise Refused(f"{path} holds a NUL character, which the database cannot store")
     elif isinstance(value, dict):
         for key, item in value.items():
             refuse_nul(key, f"a key of {path}")

@@ -25,7 +25,6 @@ SCOPES = {
     "badge": "how many incidents there are",
     "read": "what a viewer sees",
     "operate": "what an operator may do, too",
-    "report": "jobs' reports",
 }
 
 # Tries of one account, and from one address, within the window; then it has to pass.

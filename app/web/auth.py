@@ -17,6 +17,7 @@ from app.web.reader import Language, reader
 from app.web.signing import new_token
 from app.web.state import State, state_of
 
+YEAR = 365 * 24 * 3600  # s
 # Methods that change nothing; RFC 9110, section 9.2.1.
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -73,8 +74,8 @@ def drop_cookie(request: Request, response: Response, name: str) -> None:
     response.delete_cookie(cookie_name(request, name), path="/", secure=secure(request), httponly=True, samesite="lax")
 
 
-def start_session(request: Request, response: Response, token: str, seconds: float) -> None:
-    """Give the browser its session."""
+def start_session(request: Request, response: Response, token: str, seconds: float = YEAR) -> None:
+    """Give the browser its session. When that ends the database knows; use puts it off, and this cookie stays."""
     set_cookie(request, response, "session", state_of(request).signing.sign("session", token), int(seconds))
     drop_cookie(request, response, "visit")
 

@@ -72,8 +72,6 @@ class Events:
         while True:
             if self._listeners:
                 await self._look()
-            else:
-                self._stamp = None
             await asyncio.sleep(INTERVAL)
 
     async def _look(self) -> None:
@@ -83,8 +81,8 @@ class Events:
         except TobanError as error:
             if not self._away:
                 log.warning("web.stamp_failed", reason=str(error))
+                self._tell_all(AWAY)
             self._away = True
-            self._tell_all(AWAY)
             return
         except Exception:
             log.exception("web.stamp_failed")
@@ -93,8 +91,7 @@ class Events:
         for listener in [listener for listener in self._listeners if listener.session in gone]:
             self._send_away(listener)
         if answer["stamp"] != self._stamp or self._away:
-            if self._stamp is not None:
-                self._tell_all(CHANGE)
+            self._tell_all(CHANGE)
             self._stamp, self._away = answer["stamp"], False
 
     def _tell_all(self, event: str) -> None:

@@ -9,12 +9,12 @@ from app.web.state import state_of
 router = APIRouter(prefix="/health")
 
 
-@router.get("/live")
+@router.api_route("/live", methods=["GET", "HEAD"])
 def live() -> Response:
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/ready")
+@router.api_route("/ready", methods=["GET", "HEAD"])
 def ready(request: Request) -> Response:
     try:
         state_of(request).services.database.call("toban_badge")

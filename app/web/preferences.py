@@ -6,12 +6,10 @@ from zoneinfo import available_timezones
 from fastapi import APIRouter, Form, HTTPException, Request
 from fastapi.responses import Response
 
-from app.web.auth import secure
+from app.web.auth import YEAR, secure
 from app.web.i18n import t
 from app.web.reader import LANGUAGE_COOKIE, LANGUAGES, THEME_COOKIE, THEMES, ZONE_COOKIE, zone_named
 from app.web.render import own_path, redirect, render
-
-YEAR = 365 * 24 * 3600
 
 # The sign-in page has the switches, too.
 public = APIRouter()

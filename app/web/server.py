@@ -38,10 +38,10 @@ def listen(host: str, port: int) -> socket.socket:
     return own
 
 
-def first_link(services: Services, base: str) -> str | None:
+def first_link(accounts: Accounts, base: str) -> str | None:
     """A one-time link to the first account; None where there are accounts, or the database does not answer."""
     try:
-        token = Accounts(services.database, services.settings.web).make_link()
+        token = accounts.make_link()
     except TobanError as error:
         log.warning("web.no_link", reason=str(error))
         return None

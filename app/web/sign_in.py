@@ -49,7 +49,7 @@ def sign_in(
         words = t("The name or the password is wrong.")
         return render(request, "sign_in.html", status=403, next=own_path(next), name=name, error=words)
     response = redirect(own_path(next))
-    start_session(request, response, found, state.settings.web.web_session.total_seconds())
+    start_session(request, response, found)
     return response
 
 
@@ -92,7 +92,7 @@ def welcome(
             request, "welcome.html", status=status, link=link, name=name, error=error, shortest=SHORTEST_PASSWORD
         )
     response = redirect("/")
-    start_session(request, response, session, state.settings.web.web_session.total_seconds())
+    start_session(request, response, session)
     return response
 
 

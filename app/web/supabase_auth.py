@@ -63,6 +63,8 @@ class SupabaseAuth:
             raise Transient(f"the signing keys of SUPABASE_JWKS_URL can't be fetched: {error}") from error
         except PyJWTError:
             return None
+        except ValueError as error:  # what came from there is no JSON
+            raise Transient(f"what came from SUPABASE_JWKS_URL can't be read: {error}") from error
         metadata = claims.get("app_metadata")
         wanted = metadata.get("toban_role") if isinstance(metadata, dict) else None
         role = next((role for role in ROLES if role == wanted), None)

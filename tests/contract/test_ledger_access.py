@@ -15,8 +15,7 @@ MONITOR = [
     "job_watch", "job_reports", "beats", "queue_watch", "incidents", "alerts", "alert_channels", "audit_log",
     "monitor_state",
 ]  # fmt: skip
-LATER = ["queue_holds", "llm_calls", "llm_days", "prompted_blocks", "work_attempts"]
-LATER += ["llm_batches", "llm_batch_items"]
+LATER = ["queue_holds", "llm_calls", "llm_days", "llm_batches", "llm_batch_items", "prompted_blocks", "work_attempts"]
 WEB = ["web_users", "web_sessions", "web_links", "web_keys", "web_tries", "web_secrets"]
 # Made by the migrations in a database that has none.
 APPS = ["job_status", "audio_files", "vibe_whisper", "dashboard"]

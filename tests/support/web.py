@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+from argon2 import PasswordHasher
 from fastapi import FastAPI
 
 from app.services import Services
@@ -19,10 +20,12 @@ PASSWORD = "a-long-enough-password"
 HTML = {"Accept": "text/html"}
 
 
-def settings_for(database_url: str, audio: Path, **web: Any) -> Settings:
+def settings_for(database_url: str, audio: Path, *, portal: Mapping[str, Any] | None = None, **web: Any) -> Settings:
+    """`portal`: settings of that group; `web`: of the group `Web`."""
     values: dict[str, dict[str, Any]] = {
         "database": {"database_url": database_url},
         "audio": {"audio_folder": str(audio)},
+        "portal": dict(portal or {}),
         "web": {"web_secret_key": "k" * 40, **web},
     }
     return Settings(**{name: group(_env_file=None, **values.get(name, {})) for name, group in GROUPS.items()})
@@ -53,9 +56,10 @@ class Site:
 
     def __init__(self, services: Services) -> None:
         self.services = services
-        self.accounts = Accounts(services.database, services.settings.web)
         self.server = build_server(services)
         self.app: FastAPI = self.server.config.app  # type: ignore[assignment]
+        self.accounts: Accounts = self.app.state.toban.accounts
+        self.accounts._hasher = PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1)  # a test has no time
         self._socket = listen("127.0.0.1", 0)
         self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self._socket]}, daemon=True)

@@ -176,8 +176,8 @@ def test_what_was_said_and_typed_is_shown_as_text(site: Site, ledger: Ledger, ol
 
 @pytest.mark.parametrize(
     "path",
-    ["/jobs/nothing", "/days/d1/2025-02-30", "/days/d1/0001-01-01", f"/days/d1/{DAY}?at=noon", f"/days/d1/{DAY}?at={NOON}",
-     "/work/nothing", "/work/transcription?state=odd", "/work/transcription/nothing", f"{OWN}/audio",
+    ["/jobs/nothing", "/days/d1/2025-02-30", "/days/d1/0001-01-01", f"/days/d1/{DAY}?at=noon",
+     f"/days/d1/{DAY}?at={NOON}", "/work/nothing", "/work/transcription?state=odd", "/work/transcription/nothing", f"{OWN}/audio",
      f"{OWN}/transcript.srt", "/recordings/d1/2025-07-18T03:00:00/audio"],
 )  # fmt: skip
 def test_what_is_not_there_is_not_found(olga: Browser, path: str) -> None:
@@ -284,9 +284,10 @@ def test_a_worker_is_asked_to_stop_over_the_broker(
     ledger.heartbeat("whisper@v1/7#8", node="whisper@v1/7")
     orders: list[Any] = []
     with celery.connection_for_read(redis_server.url) as connection, connection.channel() as channel:
-        node = celery.control.mailbox(connection).Node("whisper@v1", channel=channel)
+        mailbox: Any = celery.control
+        node = mailbox.mailbox(connection).Node("whisper@v1", channel=channel)
         node.handlers["shutdown"] = lambda _state, **_arguments: orders.append("shutdown")
-        with node.Consumer(channel=channel, callbacks=[lambda body, message: node.handle_message(body, message)]):
+        with node.Consumer(channel=channel, callbacks=[node.handle_message]):
             assert olga.submit("/workers/stop", "/workers", node="whisper@v1/7").status_code == 303
             connection.drain_events(timeout=10)
     assert orders == ["shutdown"]
