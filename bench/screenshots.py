@@ -34,7 +34,7 @@ class Look:
     options: dict[str, Any]
 
 
-DESK = {"width": 1200, "height": 800}
+DESK = {"width": 1280, "height": 800}
 LOOKS = (
     Look("light", {"viewport": DESK, "color_scheme": "light", "locale": "en-GB"}),
     Look("dark", {"viewport": DESK, "color_scheme": "dark", "locale": "ja-JP"}),

@@ -5,7 +5,6 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import Response
 from kombu.exceptions import OperationalError
 
-from app.errors import Transient
 from app.web.auth import Operator
 from app.web.i18n import t
 from app.web.pages.common import Json, Text, back, call, note
@@ -37,11 +36,11 @@ def stop(request: Request, user: Operator, node: Text) -> Response:
 
 
 def _shut_down(name: str) -> None:
-    """`name`: the Celery worker's, as `whisper@host`. Raises `Transient` when the broker is away."""
+    """`name`: the Celery worker's, as `whisper@host`."""
     from app.celery import app
 
     try:
         app.control.shutdown(destination=[name])
     except (OperationalError, OSError) as error:
         log.warning("web.stop_failed", node=name, reason=str(error))
-        raise Transient("the broker does not answer") from error
+        raise HTTPException(503, t("The broker does not answer, so nobody was asked to stop.")) from error

@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, ConsoleMessage, Page
 
 from app.services import build_services
 from tests.conftest import TEMPLATE
@@ -60,6 +60,11 @@ def ledger(migrated: Postgres, site: Site) -> Iterator[Ledger]:
     helper.close()
 
 
+def _complains(said: ConsoleMessage) -> bool:
+    """An answer that says no (a form refused, a recording that is not there) is none."""
+    return said.type == "error" and not said.text.startswith("Failed to load resource")
+
+
 @pytest.fixture
 def open_page(browser: Browser, site: Site, ledger: Ledger) -> Iterator[OpenPage]:
     """A function: a new browser window, signed in as `name`; what its scripts complain about fails the test."""
@@ -72,7 +77,7 @@ def open_page(browser: Browser, site: Site, ledger: Ledger) -> Iterator[OpenPage
         page = context.new_page()
         page.set_default_timeout(15_000)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        page.on("console", lambda said: complaints.append(said.text) if _complains(said) else None)
         if name:
             page.goto("/sign-in")
             page.locator("[name=name]").fill(name)

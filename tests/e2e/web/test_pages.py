@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 
 from tests.support.believable import HOME, ZONE, Believable, believable, fill
 from tests.support.ledger import Ledger
+from tests.support.servers import wait_for
 from tests.support.web import Site
 
 from .conftest import OpenPage
@@ -184,7 +185,7 @@ def test_what_would_not_work_is_refused_and_stays_typed(
     ledger: Ledger, open_page: OpenPage, field: str, value: str, told: str
 ) -> None:
     transcription_job(ledger)
-    page = open_page(java_script_enabled=False)  # (a browser complains of the status 400)
+    page = open_page()
     page.goto("/jobs/transcription")
     page.locator(f"#field-{field}").fill(value)
     page.get_by_role("button", name="Save").click()
@@ -217,6 +218,11 @@ def heard(ledger: Ledger) -> str:
     return key
 
 
+def until(page: Page, expression: str) -> None:
+    """Playwright's own wait makes JavaScript from text, which the pages' policy forbids."""
+    wait_for(lambda: bool(page.evaluate(expression)), expression)
+
+
 def test_a_recording_is_heard_read_and_found(
     ledger: Ledger, open_page: OpenPage, recordings: Path, recording: Path
 ) -> None:
@@ -228,9 +234,9 @@ def test_a_recording_is_heard_read_and_found(
     expect(page.locator(".slot.completed")).to_have_count(1)
     page.locator(".slot.completed a").click()
     player = page.locator("audio")
-    page.wait_for_function("document.querySelector('audio').duration > 1")
+    until(page, "document.querySelector('audio').duration > 1")
     page.locator(".segments a", has_text="0:01").click()
-    page.wait_for_function("document.querySelector('audio').currentTime >= 1.4")
+    until(page, "document.querySelector('audio').currentTime >= 1.4")
     assert "t=1.5" not in page.url  # the player moved, the page stayed
     player.evaluate("one => one.pause()")
     page.locator("#search").fill("散歩")

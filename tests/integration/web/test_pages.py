@@ -280,7 +280,8 @@ def test_a_worker_is_asked_to_stop_over_the_broker(
 ) -> None:
     """A Celery worker's own mailbox gets the order."""
     monkeypatch.setattr(celery.conf, "broker_url", redis_server.url)
-    monkeypatch.setattr(celery, "pool", None, raising=False)
+    monkeypatch.setattr(celery, "_pool", None)
+    monkeypatch.setattr(celery.amqp, "_producer_pool", None)
     ledger.heartbeat("whisper@v1/7#8", node="whisper@v1/7")
     orders: list[Any] = []
     with celery.connection_for_read(redis_server.url) as connection, connection.channel() as channel:
@@ -299,6 +300,8 @@ def test_a_worker_is_asked_to_stop_over_the_broker(
 def test_without_a_broker_a_worker_is_not_stopped(
     ledger: Ledger, olga: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(celery, "_pool", None)
+    monkeypatch.setattr(celery.amqp, "_producer_pool", None)
     monkeypatch.setattr(celery.conf, "broker_url", f"redis://127.0.0.1:{free_port()}/0")
     ledger.heartbeat("whisper@v1/7#8", node="whisper@v1/7")
     assert olga.submit("/workers/stop", "/workers", node="whisper@v1/7").status_code == 503
