@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 from playwright.sync_api import Browser, Page
@@ -54,14 +55,14 @@ def pages(now: datetime) -> dict[str, str]:
     yesterday = now.astimezone(ZONE).replace(hour=14, minute=0, second=0, microsecond=0) - timedelta(days=1)
     day = f"/days/{HOME}/{yesterday:%Y-%m-%d}"
     afternoon = f"{yesterday.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
-    evening = f"{(yesterday + timedelta(hours=8)).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    evening = f"{(yesterday + timedelta(hours=7)).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
     return {
         "incidents": "/incidents",
         "jobs": "/jobs",
         "job": "/jobs/transcription",
         "days": "/days",
         "day": f"{day}?at={afternoon}",
-        "search": "/search?q=散歩",
+        "search": "/search?q=明日",
         "work": "/work",
         "items": "/work/transcription?state=failed",
         "item": f"/work/transcription/{HOME}/{evening}",
@@ -103,8 +104,8 @@ def silence(path: Path, seconds: int) -> None:
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(1)
-        file.setframerate(1000)
-        file.writeframes(b"\x80" * (1000 * seconds))
+        file.setframerate(8000)
+        file.writeframes(b"\x80" * (8000 * seconds))
 
 
 def main() -> None:
@@ -118,9 +119,13 @@ def main() -> None:
         services = build_services(settings, patience=5)
         what = believable()
         fill(services.database, url, what)
-        for row in what.rows["audio_files"]:
-            if row["device_id"] == HOME and row["recorded_at"] > what.now - timedelta(days=2):
-                silence(audio / row["file_path"], 1800)
+        afternoon = parse_qs(urlsplit(pages(what.now)["day"]).query)["at"][0]
+        (row,) = (
+            row
+            for row in what.rows["audio_files"]
+            if row["device_id"] == HOME and f"{row['recorded_at']:%Y-%m-%dT%H:%M:%SZ}" == afternoon
+        )
+        silence(audio / row["file_path"], 1800)
         site = Site(services).start()
         try:
             site.accounts.add("olga", PASSWORD, "operator")

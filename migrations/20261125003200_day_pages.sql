@@ -47,7 +47,7 @@ begin
   )
   select coalesce(jsonb_agg(jsonb_build_object(
     'device_id', h.device_id, 'recorded_at', h.recorded_at, 'date', h.date, 'time_block', h.time_block,
-    'at', strpos(h.text, v_words[1]), 'text', substr(h.text, greatest(strpos(h.text, v_words[1]) - 40, 1), 160))
+    'at', strpos(h.text, v_words[1]), 'text', substr(h.text, greatest(strpos(h.text, v_words[1]) - 40, 1), 110))
     order by h.recorded_at desc), '[]') into v_found from hits h;
   return jsonb_build_object('found', v_found - v_limit, 'more', jsonb_array_length(v_found) > v_limit);
 end

@@ -144,10 +144,10 @@ class Believable:
     def transcript(self, device: str, recorded: datetime, at: datetime, talk: tuple[int, str, str, list[str]]) -> None:
         start = self.chance.uniform(2, 60)
         segments: list[dict[str, Any]] = []
-        for sentence in talk[3] * 2:
+        for sentence in talk[3]:
             length = 1 + len(sentence) * (0.07 if sentence.isascii() else 0.16)
             segments.append({"start": round(start, 2), "end": round(start + length, 2), "text": sentence})
-            start += length + self.chance.uniform(0.3, 90)
+            start += length + self.chance.uniform(0.3, 60)
         language = "en" if talk[3][0].isascii() else "ja"
         words = (" " if language == "en" else "").join(segment["text"] for segment in segments)
         block = f"{at:%H-%M}"
@@ -212,30 +212,41 @@ class Believable:
         worker = "gpt@voice-1/310#310" if source == "analysis" else f"whisper@voice-1/290#{291 + (device == HOME)}"
         tries = 0 if state == "pending" else 5 if error and error.startswith("given up") else 1
         kind = {"failed": "lost" if tries == 5 else "permanent", "skipped": "nothing_there"}.get(state)
-        total = 1800
+        again = at is not None and state == "pending" and self.again(device, at)
+        if again:
+            error, kind, tries = "the bucket answered 503 Slow Down; it goes again later", "transient", 1
+            started, finished, opened = (self.now - timedelta(seconds=n) for n in (52, 21, 4200))
         self.add(
             "work_items",
             id=self._items, source=source, key=key, ref=Jsonb(ref), partition=device, at=at, state=state,
-            available_at=opened, opened_at=opened, queue="gpt" if source == "analysis" else "whisper",
+            available_at=self.now + timedelta(seconds=61) if again else opened,
+            opened_at=opened,
+            queue="gpt" if source == "analysis" else "whisper",
             claim_no=1, task_id=uuid4(), claimed_at=opened, attempt=tries, tries=tries, started_revision=1,
             worker=worker if tries else None, started_at=started if tries else None,
             run_until=self.now + timedelta(hours=4) if state == "processing" else None,
             lease_until=self.now + timedelta(hours=1) if state == "processing" else None,
-            progress=Jsonb({"done": self.chance.randint(400, 1500), "total": total}) if state == "processing" else None,
+            progress=Jsonb({"done": self.chance.randint(400, 1500), "total": 1800}) if state == "processing" else None,
             progress_at=self.now, finished_at=finished if ended else None,
             incident_since=finished if state == "failed" else None, last_error=error, last_error_kind=kind,
         )  # fmt: skip
-        for number in range(1, tries + 1 if ended else tries):
+        for number in range(1, tries + 1 if ended or again else tries):
             last = number == tries
             self.add(
                 "work_attempts",
                 item_id=self._items, attempt=number, source=source, try_=number, max_attempts=5, worker=worker,
                 opened_at=opened, started_at=started - (tries - number) * timedelta(minutes=4),
-                ended_at=finished - (tries - number) * timedelta(minutes=4), outcome=state if last else "lost",
+                ended_at=finished - (tries - number) * timedelta(minutes=4),
+                outcome="retry" if again else state if last else "lost",
                 kind=kind if last else "lost",
                 error=error if last else f"try {number} of 5: its worker {worker} gave no more news",
             )  # fmt: skip
         return self._items
+
+    def again(self, device: str, at: datetime) -> bool:
+        """Whether this item has been tried and waits for its next attempt: 21:00 of the newest day."""
+        local = at.astimezone(ZONE)
+        return device == HOME and local.hour == 21 and local.minute == 0
 
     # --- jobs and workers -------------------------------------------------------------------------------------------
 

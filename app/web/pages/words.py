@@ -62,9 +62,9 @@ def cause(name: str) -> str:
 
 def wanted(filters: Mapping[str, str]) -> str:
     """A job's filters in words; "" for none."""
-    days = {"today": t("today"), "yesterday": t("yesterday")}
+    days = {"today": t("only today"), "yesterday": t("only yesterday")}
     return ", ".join(
-        t(words, value=days.get(filters[name], filters[name])) for name, words in _FILTERS.items() if name in filters
+        days.get(filters[name]) or t(words, value=filters[name]) for name, words in _FILTERS.items() if name in filters
     )
 
 

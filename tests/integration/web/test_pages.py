@@ -177,8 +177,8 @@ def test_what_was_said_and_typed_is_shown_as_text(site: Site, ledger: Ledger, ol
 @pytest.mark.parametrize(
     "path",
     ["/jobs/nothing", "/days/d1/2025-02-30", "/days/d1/0001-01-01", f"/days/d1/{DAY}?at=noon",
-     f"/days/d1/{DAY}?at={NOON}", "/work/nothing", "/work/transcription?state=odd", "/work/transcription/nothing", f"{OWN}/audio",
-     f"{OWN}/transcript.srt", "/recordings/d1/2025-07-18T03:00:00/audio"],
+     f"/days/d1/{DAY}?at={NOON}", "/work/nothing", "/work/transcription?state=odd", "/work/transcription/nothing",
+     f"{OWN}/audio", f"{OWN}/transcript.srt", "/recordings/d1/2025-07-18T03:00:00/audio"],
 )  # fmt: skip
 def test_what_is_not_there_is_not_found(olga: Browser, path: str) -> None:
     assert olga.get(path).status_code == 404
