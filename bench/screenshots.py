@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Page
 
 from app.database.migrate import migrate
 from app.services import build_services
-from tests.support.believable import HOME, ZONE, believable, fill
+from tests.support.believable import HOME, ZONE, believable, fill, keep_alive
 from tests.support.chromium import chromium
 from tests.support.servers import Postgres
 from tests.support.web import PASSWORD, Site, settings_for
@@ -70,7 +70,9 @@ def pages(now: datetime) -> dict[str, str]:
     }
 
 
-def take(browser: Browser, site: Site, wanted: dict[str, str], look: Look) -> None:
+def take(browser: Browser, site: Site, url: str, wanted: dict[str, str], look: Look) -> None:
+    """`url`: of the site's database."""
+    keep_alive(url)
     context = browser.new_context(base_url=site.address, timezone_id="Asia/Tokyo", **look.options)
     page = context.new_page()
     page.goto("/sign-in")
@@ -81,6 +83,7 @@ def take(browser: Browser, site: Site, wanted: dict[str, str], look: Look) -> No
     page.locator("[name=password]").press("Enter")
     page.wait_for_url("**/incidents")
     for name, path in wanted.items():
+        keep_alive(url)
         page.goto(path)
         page.wait_for_load_state("load")
         page.wait_for_timeout(400)  # the player asks how long its recording is
@@ -132,7 +135,7 @@ def main() -> None:
             wanted = {name: path for name, path in pages(what.now).items() if not sys.argv[1:] or name in sys.argv[1:]}
             with chromium() as browser:
                 for look in LOOKS:
-                    take(browser, site, wanted, look)
+                    take(browser, site, url, wanted, look)
         finally:
             site.stop()
     finally:
