@@ -142,7 +142,7 @@ router = APIRouter()
 
 @router.get("/events")
 async def events(request: Request, user: Viewer) -> EventSourceResponse:
-    """`change`: fetch the page again; `away`: the database does not answer; `goodbye`: the session or the process ends."""
+    """`change`: fetch the page again; `away`: the database does not answer; `goodbye`: session or process ends."""
     hub = state_of(request).events
     if not hub.room(user.name):
         raise HTTPException(429, t("Too many open pages."), headers={"Retry-After": "60"})
