@@ -4,7 +4,7 @@ create or replace function public.toban_audit(p jsonb, p_what text, p_target tex
 returns void
 language sql set search_path = '' as $$
   insert into public.audit_log (who, what, target, details)
-  select p ->> 'who', p_what, p_target, jsonb_strip_nulls(p_details) where p ->> 'who' is not null
+  select p ->> 'who', p_what, p_target, coalesce(jsonb_strip_nulls(p_details), '{}') where p ->> 'who' is not null
 $$;
 
 create or replace function public.toban_require_job(p_job text) returns void
