@@ -61,6 +61,7 @@ def configure(settings: Log, asked: int = logging.WARNING) -> None:
         "boto3",
         "s3transfer",
         "urllib3",
+        "apprise",
         "faster_whisper",
         "psycopg.pool",
         "celery.worker.strategy",

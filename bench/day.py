@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 from pydantic import ByteSize, TypeAdapter
 
+from app.cli.up import stop_like_ctrl_c
 from app.database.migrate import migrate
 from bench.models import random_ctranslate2
 from tests.support.servers import Postgres, Redis
@@ -28,6 +29,7 @@ from tests.support.system import System, family
 RATE = 16_000
 LENGTH = 30 * 60  # seconds of a recording
 SHARE = 0.2  # of it somebody speaks
+ENDED = {"completed", "failed", "skipped"}
 RESULT = Path(__file__).parent / "results/day.json"
 
 
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("--size", default="base")
     parser.add_argument("--files", type=int, default=48)
     asked = parser.parse_args()
+    stop_like_ctrl_c()
     limit = int(TypeAdapter(ByteSize).validate_python(asked.limit))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="toban-day-")))
@@ -66,7 +69,7 @@ def main() -> None:
         began = time.monotonic()
         worker = system.run("whisper", "-A", "workers.whisper", "worker", "-n", "whisper@%h", join=group.folder)
         peak, children = 0, set[int]()
-        while system.states()["completed"] + system.states()["failed"] < asked.files:
+        while sum(count for state, count in system.states().items() if state in ENDED) < asked.files:
             peak = max(peak, sum(_resident(process) for process in family(worker.child.pid)))
             children |= {child.pid for child in system.children("whisper")}
             print(f"\r{dict(system.states())} peak {peak >> 20} MB", end="", flush=True)
@@ -84,6 +87,7 @@ def main() -> None:
             "seconds": round(took),
             "times_real_time": round(asked.files * LENGTH / took, 1),
             "peak_mb": peak >> 20,
+            "group_peak_mb": group.peak() >> 20,
             "children": len(children),
             "killed_by_kernel": group.kills(),
         }
@@ -101,6 +105,10 @@ class Group:
         self.folder = (v1 if self.first else v2) / f"toban-day-{uuid4().hex[:8]}"
         self.folder.mkdir()
         (self.folder / ("memory.limit_in_bytes" if self.first else "memory.max")).write_text(str(limit))
+
+    def peak(self) -> int:
+        """The most memory it held, bytes; with the files that its processes read, which the kernel drops at need."""
+        return int((self.folder / ("memory.max_usage_in_bytes" if self.first else "memory.peak")).read_text())
 
     def kills(self) -> int:
         """How often the kernel killed a process in it for want of memory."""

@@ -136,13 +136,66 @@ def _ledger(results: Mapping[str, Figures], _: str) -> str:
     return f"{table}\n\n{told}"
 
 
+def _long(results: Mapping[str, Figures], _: str) -> str:
+    """The memory of each engine by the recording's length."""
+    engines = results["long"]["engines"]
+    lengths = [run["minutes"] for run in next(iter(engines.values()))["runs"]]
+    rows = [
+        (
+            engine,
+            f"{of['pace']['threads']} × {of['pace']['batch']}",
+            *(f"{run['peak_mb']} MB" for run in of["runs"]),
+            f"{of['ratio']:.2f}",
+        )
+        for engine, of in engines.items()
+    ]
+    return _table(("engine", "threads × chunks", *(f"{minutes} minutes" for minutes in lengths), "ratio"), rows)
+
+
+def _day(results: Mapping[str, Figures], _: str) -> str:
+    of = results["day"]
+    states = ", ".join(f"{count} {state}" for state, count in of["states"].items())
+    rows = [
+        ("recordings", f"{of['files']}, {of['hours']:.0f} h in all"),
+        ("model", f"random weights of the size {of['size']}"),
+        ("limit, which the kernel enforces", f"{of['limit_mb']} MB"),
+        ("plan", of["plan"]),
+        ("they became", f"{states}; {of['tries']} tries at most"),
+        ("highest memory of the whole worker", f"{of['peak_mb']} MB"),
+        ("highest of the control group, with the files it read", f"{of['group_peak_mb']} MB"),
+        ("processes that the kernel killed", str(of["killed_by_kernel"])),
+        ("children that worked", str(of["children"])),
+        ("time", f"{of['seconds'] / 60:.0f} minutes, {of['times_real_time']:.0f} × real time"),
+    ]
+    return _table(("", ""), rows).replace("---:", "---")
+
+
+def _analysis(results: Mapping[str, Figures], _: str) -> str:
+    """What faults cost, and whether the pace is kept."""
+    of = results["analysis"]
+    rows = [
+        (
+            name,
+            f"{one['completed']:,} of {one['rows']:,}",
+            f"{one['calls']:,}",
+            f"{one['paid_for_each_row']:.2f}",
+            f"{one['refused_share'] * 100:.1f} %",
+        )
+        for name, one in (("faults", of["faulty"]), ("60 a minute", of["paced"]))
+    ]
+    return _table(("", "rows completed", "calls", "paid calls for each", "refused for their pace"), rows)
+
+
 TABLES: Mapping[str, Callable[[Mapping[str, Figures], str], str]] = {
     "machine": _machine,
     "speech": _speech,
     "starts": _starts,
     "waits": _waits,
+    "long": _long,
+    "day": _day,
     "overlap": _overlap,
     "ledger": _ledger,
+    "analysis": _analysis,
 }
 
 

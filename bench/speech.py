@@ -44,6 +44,7 @@ ROUNDS = 3
 SETS = {"100": Kind(1.0, 6, 65), "50": Kind(0.5, 6, 65), "10": Kind(0.1, 6, 100)}
 QUICK = {"100": Kind(1.0, 2, 20), "50": Kind(0.5, 2, 20), "10": Kind(0.1, 2, 60)}
 PATIENCE = 900  # seconds for one run
+TOO_LONG = 100  # seconds; who takes longer for a set hears it in the first round only
 HEARTBEAT = 1  # seconds; an idle worker looks for work that often
 RESULTS = Path(__file__).parent / "results/speech.json"
 RIVALS = Path(__file__).parent / "rivals.py"
@@ -207,6 +208,8 @@ def compete(contestants: Mapping[str, Contestant], sets: Mapping[str, Sequence[S
     for number in range(1, rounds + 1):
         for share, spoken in sets.items():
             for name, contestant in contestants.items():
+                if any(run.work > TOO_LONG for run in runs[share][name]):
+                    continue
                 run = contestant(spoken)
                 runs[share][name].append(run)
                 print(
@@ -227,7 +230,7 @@ def compete(contestants: Mapping[str, Contestant], sets: Mapping[str, Sequence[S
 
 def _figures(spoken: Sequence[Spoken], runs: Sequence[Run], toban: Sequence[Run]) -> dict[str, Any]:
     seconds = sum(one.seconds for one in spoken)
-    pairs = list(zip(runs, toban, strict=True))
+    pairs = list(zip(runs, toban, strict=False))  # of the same round
     return {
         "start_seconds": [round(run.start, 2) for run in runs],
         "work_seconds": [round(run.work, 2) for run in runs],

@@ -8,13 +8,29 @@ comment on column public.jobs.timeout is 'the longest that one outside call for 
 comment on column public.jobs.filters is
   'which items its claims take: {"partition": text, "since": moment, "until": moment, "date": "today", "yesterday" or a day}';
 
+-- Whether a filter of a job can be applied to the rows of its source; if not, every row would pass, or none. A job
+-- without a source, or with one that is not watched yet, sees to its filters itself.
+create or replace function public.toban_follows(s public.toban_sources, p_filter text) returns boolean
+language sql immutable set search_path = '' as $$
+  select s.source is null or s.time_column is not null
+    or p_filter = 'date' and coalesce(s.date_column = any (s.key_columns), false)
+$$;
+
+create or replace function public.toban_not_followed(s public.toban_sources, p_filter text) returns text
+language sql immutable set search_path = '' as $$
+  select format('rows of %s are not found by %s%s', s.source, p_filter,
+                case when public.toban_follows(s, 'date') then ', only by partition and date' else '' end)
+$$;
+
 create or replace function public.toban_check_job() returns trigger
 language plpgsql set search_path = '' as $$
 declare
+  s public.toban_sources;
   v_key text;
   v_value jsonb;
   v_wrong text;
 begin
+  select * into s from public.toban_sources where source = new.source;
   if extract(year from new.every) <> 0 or extract(month from new.every) <> 0 then
     v_wrong := format('every is %s, but months and years are not all of one length: use days, hours, …', new.every);
   elsif new.every < interval '1 s' or not isfinite(new.every) then
@@ -39,6 +55,8 @@ begin
         v_wrong := format('there is no filter %s, only partition, since, until and date', v_key);
       elsif jsonb_typeof(v_value) <> 'string' then
         v_wrong := format('the filter %s has to be a text, not %s', v_key, v_value);
+      elsif v_key in ('since', 'until', 'date') and not public.toban_follows(s, v_key) then
+        v_wrong := public.toban_not_followed(s, v_key);
       elsif v_key in ('since', 'until') then
         begin
           perform (v_value #>> '{}')::timestamptz;
@@ -47,9 +65,11 @@ begin
         end;
       elsif v_key = 'date' and v_value #>> '{}' not in ('today', 'yesterday') then
         begin
-          if to_char((v_value #>> '{}')::date, 'YYYY-MM-DD') <> v_value #>> '{}' then
+          -- (A date may also be read from other words: infinity, now, 18 July.)
+          if v_value #>> '{}' !~ '^\d{4}-\d\d-\d\d$' then
             raise data_exception;
           end if;
+          perform (v_value #>> '{}')::date;
         exception when data_exception then
           v_wrong := format('the filter date has to be today, yesterday or a day like 2025-07-18, not %s', v_value);
         end;
@@ -72,18 +92,22 @@ language plpgsql stable set search_path = '' as $$
 declare
   f jsonb := coalesce(j.filters, '{}');
   v_day date;
+  v_key text;
 begin
+  foreach v_key in array array['since', 'until', 'date'] loop
+    if f ? v_key and not public.toban_follows(s, v_key) then
+      raise exception 'job %: %', j.job, public.toban_not_followed(s, v_key) using errcode = 'TB400';
+    end if;
+  end loop;
   if f ? 'date' then
     v_day := case f ->> 'date' when 'today' then (now() at time zone p_zone)::date
              when 'yesterday' then (now() at time zone p_zone)::date - 1 else (f ->> 'date')::date end;
-    if s.date_column is not null then
+    if s.date_column = any (s.key_columns) then
       f := f || jsonb_build_object('date', to_char(v_day, 'YYYY-MM-DD'), 'date_column', s.date_column);
-    elsif s.time_column is not null then
+    else
       f := (f - 'date') || jsonb_build_object(
         'since', greatest((f ->> 'since')::timestamptz, v_day::timestamp at time zone p_zone),
         'until', least((f ->> 'until')::timestamptz, (v_day + 1)::timestamp at time zone p_zone));
-    else
-      raise exception 'job %: rows of % have no date to filter by', j.job, s.source using errcode = 'TB400';
     end if;
   end if;
   return f;

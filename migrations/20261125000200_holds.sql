@@ -14,25 +14,33 @@ comment on column public.queue_holds.until is
   'claims go on after it; the row stays until one has led to a completed item, so that since is the whole time';
 comment on column public.queue_holds.incident is 'whether work that is out already stops too, and a person is told';
 
+-- A hold and the end of one, of the same queue, go one after the other: else the end of one could be told as the end
+-- of an incident that has just begun.
+create or replace function public.toban_hold_lock(p_queue text) returns void
+language sql set search_path = '' as $$
+  select pg_advisory_xact_lock(hashtextextended('toban:hold:' || p_queue, 0))
+$$;
+
 -- p: queue, cause, reason, seconds, incident → until
 create or replace function public.toban_hold(p jsonb) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '15s' as $$
 declare
-  h public.queue_holds;
+  v_hold public.queue_holds;
 begin
+  perform public.toban_hold_lock(p ->> 'queue');
   insert into public.queue_holds as h (queue, cause, reason, incident, until)
   values (p ->> 'queue', p ->> 'cause', p ->> 'reason', (p ->> 'incident')::boolean,
           now() + (p ->> 'seconds')::numeric * interval '1 s')
   on conflict (queue, cause) do update set
     reason = excluded.reason, incident = excluded.incident, until = greatest(h.until, excluded.until)
-  returning h.* into h;
-  if h.incident then
+  returning h.* into v_hold;
+  if v_hold.incident then
     insert into public.job_status as t (job_key, title, last_status, last_finished_at, last_message)
-    values ('queue-' || h.queue, format('Queue %s', h.queue), 'error', now(), h.reason)
+    values ('queue-' || v_hold.queue, format('Queue %s', v_hold.queue), 'error', now(), v_hold.reason)
     on conflict (job_key) do update set title = excluded.title, last_status = 'error', updated_at = now(),
       last_finished_at = excluded.last_finished_at, last_message = excluded.last_message;
   end if;
-  return jsonb_build_object('until', h.until);
+  return jsonb_build_object('until', v_hold.until);
 end
 $$;
 
@@ -50,13 +58,15 @@ language plpgsql set search_path = '' as $$
 declare
   v_lifted integer;
 begin
+  perform public.toban_hold_lock(p_queue);
   with lifted as (
-    delete from public.queue_holds where queue = p_queue and until <= now() returning incident, since
+    delete from public.queue_holds where queue = p_queue and until <= now() returning since
   ), told as (
+    -- (Whatever the lifted ones say of `incident` by now: a cause may have begun as one.)
     update public.job_status t set last_status = 'success', last_finished_at = now(), updated_at = now(),
       last_message = format('it goes on; it was held since %s', to_char(x.since at time zone 'UTC',
                                                                       'YYYY-MM-DD HH24:MI "UTC"'))
-    from (select min(since) as since from lifted where incident) x
+    from (select min(since) as since from lifted) x
     where t.job_key = 'queue-' || p_queue and t.last_status = 'error' and x.since is not null
       and not exists (select from public.queue_holds h where h.queue = p_queue and h.incident and h.until > now())
   )
@@ -65,7 +75,7 @@ begin
 end
 $$;
 
--- A completed item shows that its queue goes on.
+-- An item that its worker has completed shows that its queue goes on (one that the app has completed does not).
 create or replace function public.toban_goes_on() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin
@@ -77,12 +87,12 @@ end
 $$;
 drop trigger if exists toban_goes_on on public.work_items;
 create trigger toban_goes_on after update of state on public.work_items for each row
-  when (old.state = 'processing' and new.state = 'completed')
+  when (old.state = 'processing' and new.state = 'completed' and new.settled_token is distinct from old.settled_token)
   execute function public.toban_goes_on();
 
 -- The due items to take next: by priority, then in turns among the partitions, those with fewer items under way first;
 -- of one partition the oldest first, by the row's own time. p_filters: those of toban_filters(), and opened_before: take
--- only what waits since before then, is urgent, or has the parameter `direct`.
+-- only what waits since before then, is urgent, or has the parameter `direct` or `model`.
 create or replace function public.toban_choose(p_source text, p_queue text, p_room integer, p_filters jsonb)
 returns bigint[]
 language plpgsql stable set search_path = '' as $$
@@ -125,7 +135,7 @@ begin
         where w.source = p_source and w.state = 'pending' and w.partition = q.partition and w.available_at <= now()
           and (v_since is null or w.at >= v_since) and (v_until is null or w.at < v_until)
           and (v_date is null or w.ref ->> (p_filters ->> 'date_column') = v_date)
-          and (v_before is null or w.opened_at < v_before or w.priority > 0 or w.params ? 'direct')
+          and (v_before is null or w.opened_at < v_before or w.priority > 0 or w.params ?| array['direct', 'model'])
         order by w.priority desc, coalesce(w.at, w.opened_at), w.id limit least(v_depth, p_room)) c
     ), chosen as (
       select id, partition from candidates order by priority desc, turn, moment, id limit p_room
@@ -176,7 +186,7 @@ begin
   if not found then
     raise exception 'there is no source %', v_source using errcode = 'TB404';
   end if;
-  select * into j from public.jobs where source = v_source;
+  select * into j from public.jobs where source = v_source order by job limit 1;
   if not j.enabled then
     return jsonb_build_object('items', '[]'::jsonb, 'found', 0, 'reason', 'paused');
   end if;
@@ -197,7 +207,7 @@ begin
       and (f ->> 'partition' is null or partition = f ->> 'partition')
       and (v_since is null or at >= v_since) and (v_until is null or at < v_until)
       and (f ->> 'date' is null or ref ->> (f ->> 'date_column') = f ->> 'date')
-      and (v_before is null or opened_at < v_before or priority > 0 or params ? 'direct')
+      and (v_before is null or opened_at < v_before or priority > 0 or params ?| array['direct', 'model'])
     order by partition limit 10000) x;
   v_left := j.batch_limit - coalesce(
     (select r.dispatched from public.runs r where r.job = j.job and r.slot = public.toban_slot(j, now())), 0);
@@ -251,6 +261,46 @@ begin
 end
 $$;
 
+-- Some claims of these runs (one element each) came to nothing: they use up no batch limit. After the items, as in a
+-- claim.
+create or replace function public.toban_unsend(p_runs bigint[]) returns void
+language sql set search_path = '' as $$
+  with held as (
+    select r.id from public.runs r where r.id = any (p_runs) order by r.id for no key update
+  )
+  update public.runs r set dispatched = greatest(r.dispatched - c.n, 0)
+  from (select id, count(*) as n from unnest(p_runs) u (id) join held using (id) group by id) c where r.id = c.id
+$$;
+
+-- Give items back unharmed: they cost no try. p: node? (all items that its workers run, and the workers go), or
+-- tasks? [task ids that were claimed but could not be sent]. → released
+create or replace function public.toban_release(p jsonb) returns jsonb
+language plpgsql security definer set search_path = '' set statement_timeout = '15s' as $$
+declare
+  v_released integer;
+  v_unsent bigint[];
+begin
+  with mine as (
+    select w.id, w.state from public.work_items w
+    where w.state = 'processing' and w.worker in (select id from public.workers where node = p ->> 'node')
+       or w.state = 'queued'
+          and w.task_id in (select t::uuid from jsonb_array_elements_text(coalesce(p -> 'tasks', '[]')) t)
+    order by w.source, w.key for update
+  ), released as (
+    update public.work_items w set
+      state = 'pending', lease_until = null, available_at = least(w.available_at, now()),
+      tries = case when w.state = 'processing' then greatest(w.tries - 1, 0) else w.tries end
+    from mine where w.id = mine.id
+    returning w.run_id, mine.state = 'queued' as unsent
+  )
+  select count(*), array_agg(run_id) filter (where unsent and run_id is not null) into v_released, v_unsent
+    from released;
+  perform public.toban_unsend(v_unsent);
+  delete from public.workers where node = p ->> 'node';
+  return jsonb_build_object('released', v_released);
+end
+$$;
+
 -- p: id, task_id, token, worker, max_run (s), lease (s)
 -- → started, attempt, tries, max_attempts, run_id, key, ref, params, at, opened_at, row, queue, timeout (s, of the
 -- source's job)   or   started false, reason
@@ -293,6 +343,7 @@ begin
     select * into h from public.toban_held(w.queue, true);
     if h.reason is not null then
       update public.work_items set state = 'pending', lease_until = null, available_at = h.until where id = w.id;
+      perform public.toban_unsend(array[w.run_id]);
       return jsonb_build_object('started', false, 'reason', 'held: ' || h.reason);
     end if;
     update public.work_items set
@@ -307,7 +358,8 @@ begin
   return jsonb_build_object('started', true, 'attempt', w.attempt, 'tries', w.tries, 'max_attempts', w.max_attempts,
     'run_id', w.run_id,
     'key', w.key, 'ref', w.ref, 'params', w.params, 'at', w.at, 'opened_at', w.opened_at, 'row', v_row,
-    'queue', w.queue, 'timeout', (select extract(epoch from j.timeout) from public.jobs j where j.source = w.source));
+    'queue', w.queue, 'timeout', (select extract(epoch from j.timeout) from public.jobs j
+                                  where j.source = w.source order by j.job limit 1));
 end
 $$;
 

@@ -50,8 +50,11 @@ language plpgsql set search_path = '' as $$
 declare
   v_lost integer;
 begin
-  update public.llm_calls set outcome = 'lost', possibly_billed = true, ended_at = now()
-    where id = any (p_ids) and outcome = 'sent';
+  with mine as (
+    select id from public.llm_calls where id = any (p_ids) and outcome = 'sent' order by id for update
+  )
+  update public.llm_calls c set outcome = 'lost', possibly_billed = true, ended_at = now()
+    from mine where c.id = mine.id;
   get diagnostics v_lost = row_count;
   return v_lost;
 end
@@ -184,8 +187,9 @@ begin
 end
 $$;
 
--- What was spent. p: zone, daily?, monthly?, days? (default 31) → today, month, calls {outcome: count}, days [{day,
--- calls, cost}], possibly_billed, completed (items with an answer), paid_calls
+-- What was spent. p: zone, days? (default 31; 1: today) → today, month (US dollars), and of these days: outcomes
+-- {outcome: count}, models {model: {calls, cost}}, days [{day, calls, cost}], paid_calls, possibly_billed, completed
+-- (items with an answer)
 create or replace function public.toban_spending(p jsonb) returns jsonb
 language sql stable security definer set search_path = '' set statement_timeout = '30s' as $$
   with budget as (select public.toban_budget(p, 0) as b),
@@ -205,6 +209,32 @@ language sql stable security definer set search_path = '' set statement_timeout 
     'days', (select coalesce(jsonb_agg(to_jsonb(d) order by d.day), '[]') from public.llm_days d
              where d.day > (b ->> 'day')::date - coalesce((p ->> 'days')::integer, 31)))
   from budget
+$$;
+
+-- The ledger's tables are for the service alone, and so are the sequences behind their ids; a later table's migration
+-- ends with this.
+create or replace function public.toban_lock_table(p_table text) returns void
+language plpgsql set search_path = '' as $$
+declare
+  v_roles text := (select string_agg(quote_ident(rolname), ', ') from pg_catalog.pg_roles
+                   where rolname in ('anon', 'authenticated'));
+  v_sequence text;
+begin
+  execute format('alter table public.%I enable row level security', p_table);
+  if v_roles is not null then
+    execute format('revoke all on public.%I from %s', p_table, v_roles);
+    for v_sequence in
+      select d.objid::regclass::text from pg_catalog.pg_depend d
+      join pg_catalog.pg_class c on c.oid = d.objid and c.relkind = 'S'
+      where d.refobjid = format('public.%I', p_table)::regclass
+    loop
+      execute format('revoke all on sequence %s from %s', v_sequence, v_roles);
+    end loop;
+  end if;
+  if exists (select from pg_catalog.pg_roles where rolname = 'service_role') then
+    execute format('grant select on public.%I to service_role', p_table);
+  end if;
+end
 $$;
 
 select public.toban_lock_table(t) from unnest(array['llm_calls', 'llm_days']) t;

@@ -20,6 +20,8 @@ create or replace function public.toban_troubles(p jsonb) returns table (
 language sql stable set search_path = '' as $$
   with watched as (
     select * from public.toban_watched(p -> 'timetable')
+  ), dispatchers as (
+    select distinct on (j.source) j.source, j.job, j.title from public.jobs j order by j.source, j.job
   ), queues as (
     select q.queue, q.alive_at, waiting.n as waiting, waiting.oldest,
       q.queue = 'default' and exists (select from watched j where j.kind = 'beat' and not j.paused and not j.retired)
@@ -65,8 +67,7 @@ language sql stable set search_path = '' as $$
   where j.overdue is not null and (not j.retired or exists (
     select from public.incidents i where i.fingerprint = 'overdue/' || j.job_key and i.recovered_at is null))
   union all
-  select x.fingerprint, 'items', (select j.job from public.jobs j where j.source = l.source limit 1), l.source,
-    coalesce((select j.title from public.jobs j where j.source = l.source limit 1), l.source), l.last_error,
+  select x.fingerprint, 'items', d.job, l.source, coalesce(d.title, l.source), l.last_error,
     jsonb_build_object('kind', l.last_error_kind), null, x.since, greatest(x.since, l.finished_at), x.n,
     interval '10 min'
   from (
@@ -78,11 +79,12 @@ language sql stable set search_path = '' as $$
     select w.source, w.last_error, w.last_error_kind, w.finished_at from public.work_items w
     where w.fingerprint = x.fingerprint and w.incident_since is not null
     order by w.incident_since desc limit 1) l
+  left join dispatchers d on d.source = l.source
   union all
-  select 'not-ready/' || s.source, 'worker', (select j.job from public.jobs j where j.source = s.source limit 1),
-    s.source, coalesce((select j.title from public.jobs j where j.source = s.source limit 1), s.source), u.last_error,
+  select 'not-ready/' || s.source, 'worker', d.job, s.source, coalesce(d.title, s.source), u.last_error,
     '{"state": "not_ready"}', null, u.since, u.since, 1, interval '10 min'
   from public.toban_sources s
+  left join dispatchers d on d.source = s.source
   cross join lateral (
     select w.last_error, coalesce(w.started_at, w.opened_at) as since from public.work_items w
     where w.source = s.source and w.state = 'pending' and w.last_error_kind = 'not_ready' limit 1) u

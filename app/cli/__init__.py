@@ -104,6 +104,76 @@ def reprocess(
     )
 
 
+jobs = typer.Typer(
+    name="jobs", help="The jobs of the timetable, and what is set for them.", invoke_without_command=True
+)
+app.add_typer(jobs)
+
+
+@jobs.callback()
+def list_jobs(
+    context: typer.Context, *, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+) -> None:
+    """Show every job: when it runs, which rows it takes, and how its last run went."""
+    if context.invoked_subcommand is not None:
+        return
+    from app.cli.jobs import list_jobs
+
+    list_jobs(as_json=as_json)
+
+
+@jobs.command("set")
+def set_job(
+    *,
+    job: Annotated[str, typer.Argument(help="The job, as `toban jobs` shows it.", metavar="JOB")],
+    enabled: Annotated[bool | None, typer.Option("--resume/--pause", help="Let it run again, or not.")] = None,
+    every: Annotated[
+        str | None, typer.Option(help="How often a slot begins, as 90s, 10m, 1h30m or 1d.", metavar="TIME")
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(help="How far into it: every 1h at 10m is at :10, every 1d at 3h at 03:00.", metavar="TIME"),
+    ] = None,
+    zone: Annotated[str | None, typer.Option(help="Whose clock that is, as Asia/Tokyo.", metavar="ZONE")] = None,
+    batch_limit: Annotated[
+        str | None,
+        typer.Option(help="Most rows that are sent in one slot; none: as many as can run.", metavar="N|none"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Only rows of this device; none: of all.", metavar="ID|none")
+    ] = None,
+    date: Annotated[
+        str | None,
+        typer.Option(
+            help="Only rows of this day, in DEVICE_TIMEZONE; any: of all.", metavar="today|yesterday|YYYY-MM-DD|any"
+        ),
+    ] = None,
+    timeout: Annotated[
+        str | None,
+        typer.Option(help="The longest that one call for a row may take; none: the default.", metavar="SECONDS|none"),
+    ] = None,
+) -> None:
+    """Change a job; what is not named stays. It holds from the next tick on, without a restart."""
+    from app.cli.jobs import set_job
+
+    set_job(
+        job, enabled=enabled, every=every, at=at, zone=zone, batch_limit=batch_limit, device=device, date=date,
+        timeout=timeout,
+    )  # fmt: skip
+
+
+@app.command("import-config")
+def import_config(
+    *,
+    path: Annotated[Path, typer.Argument(help="The old switchboard.", metavar="config.json")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+) -> None:
+    """Take over the old switchboard's settings: enabled, timeout, batchLimit, deviceId, processDate."""
+    from app.cli.import_config import import_config
+
+    import_config(path, dry_run=dry_run)
+
+
 @app.command()
 def doctor(
     speech: Annotated[
@@ -134,6 +204,14 @@ def tune(
         forget_it()
     else:
         tune(file, as_json=as_json)
+
+
+@app.command()
+def spending(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Show what the calls to language models came to, and what the budgets leave."""
+    from app.cli.spending import spending
+
+    spending(as_json=as_json)
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -174,7 +252,6 @@ def test_alerts() -> None:
     test()
 
 
-@app.command()
 @app.command()
 def web(
     *,
@@ -279,14 +356,6 @@ def revoke_key(name: UserName) -> None:
     from app.cli.accounts import revoke_key
 
     revoke_key(name)
-
-
-@app.command()
-def spending(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """Show what the calls to language models came to, and what the budgets leave."""
-    from app.cli.spending import spending
-
-    spending(as_json=as_json)
 
 
 models = typer.Typer(name="models", help="The speech engines' models on this machine.", no_args_is_help=True)

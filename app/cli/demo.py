@@ -134,6 +134,9 @@ def _print_summary(screen: Console, items: Sequence[Item]) -> None:
 
 def _print_verdicts(screen: Console, found: Sequence[Verdict]) -> None:
     """`dashboard`, what the app reads: a score for each time block."""
+    if not found:
+        screen.print("Nobody spoke, so there is nothing to judge.")
+        return
     by = ", ".join(sorted({verdict.model for verdict in found if verdict.model}))
     table = Table(title=f"Time blocks, judged by {escape(by)}" if by else "Time blocks", title_justify="left")
     table.title_style = "bold"

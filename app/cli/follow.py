@@ -34,20 +34,26 @@ QUERY = """
 
 
 VERDICTS = """
-    select v.device_id as device, v.date::text as date, v.time_block as block, coalesce(w.state, 'unasked') as state,
-           d.vibe_score as score, d.summary, d.behavior, d.analysis_result ->> 'model_used' as model,
-           w.last_error as error
+    select v.device_id as device, v.date::text as date, v.time_block as block,
+           case when w.state is null then 'unasked' when w.state = 'pending' and h.queue is not null then 'held'
+                else w.state end as state,
+           d.vibe_score as score, d.summary, d.analysis_result ->> 'model_used' as model,
+           coalesce(h.reason, w.last_error) as error
     from public.vibe_whisper v
     left join public.dashboard d on d.device_id = v.device_id and d.date = v.date and d.time_block = v.time_block
     left join public.work_items w on w.source = 'analysis'
       and w.key = concat_ws('/', d.device_id, d.date::text, d.time_block)
+    left join public.queue_holds h on h.queue = 'gpt' and h.incident
     where v.transcription <> '' order by 1, 2, 3
 """
 
 
 @dataclass
 class Verdict:
-    """One time block in which somebody spoke; `state`: of its analysis, `unasked` while it has no prompt."""
+    """One time block in which somebody spoke.
+
+    `state`: of its analysis; `unasked` while it has no prompt, `held` when nobody can be asked now.
+    """
 
     device: str
     date: str
@@ -55,7 +61,6 @@ class Verdict:
     state: str
     score: float | None
     summary: str | None
-    behavior: str | None
     model: str | None
     error: str | None
 
@@ -116,11 +121,11 @@ def follow(screen: Console, stack: Stack, names: Mapping[tuple[str, datetime], s
 
 
 def verdicts(stack: Stack) -> Sequence[Verdict]:
-    """Wait until every block in which somebody spoke has its verdict, or has failed. Raises what `follow` raises."""
+    """Wait until every block in which somebody spoke has its verdict, or gets none. Raises what `follow` raises."""
     return next(
         found
         for found in _looks(stack, Verdict, VERDICTS, "worker-default")
-        if all(verdict.state in ENDED for verdict in found)
+        if all(verdict.state in {*ENDED, "held"} for verdict in found)
     )
 
 

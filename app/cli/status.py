@@ -67,6 +67,8 @@ def rendered(status: Status) -> RenderableType:
     parts.append(_jobs(status, now))
     if status["running"]:
         parts.append(_running(status, now))
+    if status.get("batches"):
+        parts.append(_batches(status, now))
     if status["failed"]:
         parts.append(_failed(status, now))
     return Group(*parts)
@@ -125,6 +127,16 @@ def _running(status: Status, now: datetime) -> Table:
         progress = share(item["progress"])
         done = f"{progress:.0%}" if progress is not None else ""
         table.add_row(item["source"], escape(item["key"]), item["worker"], str(item["tries"]), started, done)
+    return table
+
+
+def _batches(status: Status, now: datetime) -> Table:
+    table = _table("Batches", "source", "batch", "rows", "still out", "for", "direct in", "at the provider")
+    for batch in status["batches"]:
+        made = _since(batch["created_at"], now).removesuffix(" ago")
+        left = duration(max(0.0, (datetime.fromisoformat(batch["leave_by"]) - now).total_seconds()))
+        theirs = escape(batch["message"] or batch["state"])
+        table.add_row(batch["source"], str(batch["id"]), str(batch["size"]), str(batch["out"]), made, left, theirs)
     return table
 
 

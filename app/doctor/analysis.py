@@ -4,10 +4,9 @@ from datetime import timedelta
 from importlib.util import find_spec
 
 from app.doctor.finding import Finding, Findings
-from app.gpt.chat import Chat
+from app.gpt.chat import build_chat
 from app.gpt.failures import CallFailed
 from app.gpt.prices import price_of
-from app.gpt.verdict import SCHEMA
 from app.settings import Gpt
 
 _TIMEOUT = timedelta(seconds=15)
@@ -26,8 +25,7 @@ def verdicts(settings: Gpt) -> Findings:
                 "set OPENAI_API_KEY or OPENAI_BASE_URL; or pip install 'toban[demo]'. Without analysis: ignore this",
             )
         return
-    key = settings.openai_api_key
-    chat = Chat(settings.base_url, key.get_secret_value() if key else None, SCHEMA)
+    chat = build_chat(settings)
     try:
         page = chat.call(lambda client: client.models.list(), timeout=_TIMEOUT, watch=lambda: None)
     except CallFailed as failed:

@@ -1,5 +1,6 @@
 """From a waiting `dashboard` row to the result that the ledger stores: ask, within pace and budget, check, describe."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -13,11 +14,11 @@ from app.database import Database
 from app.errors import BadAnswer, Halted, LeaseLost, Permanent, TobanError
 from app.gpt import offline
 from app.gpt.answers import Completion, Message
-from app.gpt.chat import Chat
+from app.gpt.chat import Chat, build_chat
 from app.gpt.failures import CallFailed, Usage
-from app.gpt.limiter import Limiter, limiter_url
-from app.gpt.prices import PRICES, cost
-from app.gpt.verdict import SCHEMA, BadVerdict, Verdict, parse
+from app.gpt.limiter import Limiter, build_limiter
+from app.gpt.prices import PRICES, Price, cost
+from app.gpt.verdict import BadVerdict, Verdict, parse
 from app.settings import Settings
 from app.work import Work
 
@@ -71,6 +72,19 @@ def models(settings: Settings) -> set[str]:
     return {offline.MODEL} if gpt.offline else {gpt.openai_model, *gpt.llm_prices, *PRICES}
 
 
+def counted(model: str, usage: Usage | None, own: Mapping[str, Price], *, batch: bool = False) -> dict[str, Any]:
+    """Tokens and cost of a call, as far as they are known, as `toban_end_call` takes them; else the estimate stays."""
+    if usage is None:
+        return {"model": model}
+    return {
+        "model": model,
+        "prompt_tokens": usage.prompt,
+        "cached_tokens": usage.cached,
+        "completion_tokens": usage.completion,
+        "cost": _text(cost(model, usage.prompt, usage.cached, usage.completion, own, batch=batch)),
+    }
+
+
 class Analyst:
     """Asks the language model that the settings name; without one, the offline analyser. Shared by all threads."""
 
@@ -83,18 +97,11 @@ class Analyst:
 
     @cached_property
     def _chat(self) -> Chat:
-        key = self._settings.openai_api_key
-        return Chat(self._settings.base_url, key.get_secret_value() if key else None, SCHEMA)
+        return build_chat(self._settings)
 
     @cached_property
     def _limiter(self) -> Limiter:
-        gpt = self._settings
-        return Limiter(
-            limiter_url(gpt, self._broker),
-            gpt.llm_requests_per_minute,
-            gpt.llm_tokens_per_minute,
-            name=self._chat.host,
-        )
+        return build_limiter(self._settings, self._broker)
 
     @cached_property
     def _offline(self) -> offline.Offline:
@@ -198,17 +205,7 @@ class Analyst:
         return told | ({"cost": "0"} if failed.billed is False else self._counted(model, failed.usage))
 
     def _counted(self, model: str, usage: Usage | None) -> dict[str, Any]:
-        """Tokens and cost, as far as they are known; else the estimate stays."""
-        if usage is None:
-            return {"model": model}
-        spent = cost(model, usage.prompt, usage.cached, usage.completion, self._settings.llm_prices)
-        return {
-            "model": model,
-            "prompt_tokens": usage.prompt,
-            "cached_tokens": usage.cached,
-            "completion_tokens": usage.completion,
-            "cost": _text(spent),
-        }
+        return counted(model, usage, self._settings.llm_prices)
 
     def _end(self, told: dict[str, Any]) -> None:
         """That it can't be told is no error: the call counts as lost, and as possibly billed, when somebody looks."""

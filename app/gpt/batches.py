@@ -2,27 +2,28 @@
 
 Every step is noted in the ledger before the next, under a name that both sides know. So whoever dies in between, the
 next run finds out how far it came: a batch that was made but not noted is found by its name at the provider; one that
-was not made gives its rows back.
+was not made gives its rows back. What a batch answers may be read twice; it is written and paid once.
 
-Source: OpenAI's guide "Batch API".
+Source: OpenAI's guide "Batch API", and the reference's "Batch" and "Files".
 """
 
-import io
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from app.errors import Permanent, TobanError, Transient
-from app.gpt.analyst import ANSWER_TOKENS, estimated_tokens, row_of
-from app.gpt.answers import Completion, Message, completion_of, request_body
-from app.gpt.chat import Chat
+from app.errors import Halted, LeaseLost, Permanent, RateLimited, TobanError, Transient
+from app.gpt.analyst import ANSWER_TOKENS, counted, estimated_tokens, row_of
+from app.gpt.answers import SCHEMA_LEVEL, completion_of
+from app.gpt.batch_api import BatchApi, Line, ending, had_no_turn, line_of
+from app.gpt.chat import build_chat
 from app.gpt.failures import CallFailed, Refused, Usage, refused
 from app.gpt.prices import cost
-from app.gpt.verdict import SCHEMA, BadVerdict, parse
+from app.gpt.verdict import BadVerdict, Verdict, parse
 from app.ledger import Attempt
 from app.services import Services
 from app.work import end_badly, hold
@@ -38,80 +39,100 @@ DIRECT = {"direct": True}
 
 _LEAST = 50  # rows; fewer go together only after
 _GATHER = timedelta(minutes=10)
-_MOST = 2000  # rows of one batch; the provider takes 50,000, and one row's end costs some milliseconds
-_BATCHES = 10  # of one run
-_LEASE = timedelta(minutes=10)  # for one look at a batch, and for sending one
-# Of rows that are being sent. Longer, so that whoever looks after a dead sender finds out whether they were.
-_ROWS_LEASE = 4 * _LEASE
-_TIMEOUT = timedelta(minutes=2)  # of one call: files have megabytes
-_WINDOW = timedelta(hours=24)  # the only one that there is
+_MOST = 1000  # rows of one batch; the provider takes 50,000, but prompts and answers have to fit into this memory
+_BATCHES = 10  # that one run sends
+_BUSY = timedelta(minutes=10)  # for one look at a batch, and for sending one
+_PAUSE = timedelta(minutes=10)  # after a batch that could not be sent
 # A row leaves the lane so long before its deadline: cancelling a batch takes up to ten minutes.
 _LEAD_SHARE, _LEAD_LEAST = 0.1, timedelta(minutes=15)
+_OVER = 26 * 3600  # seconds; a batch that nobody waits for and that can't be seen is given up
+_ENDED = {"completed", "expired", "cancelled", "failed"}
 
 
 @dataclass
 class Round:
-    """What one run came to: rows sent, answered, and back in the direct lane."""
+    """What one run came to: rows sent, answered, and back to be asked one by one; `held`: what the queue waits for."""
 
     sent: int = 0
     answered: int = 0
     left: int = 0
+    held: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.sent} rows sent in batches, {self.answered} answered, {self.left} back to be asked one by one"
+        told = f"{self.sent} rows sent in batches, {self.answered} answered, {self.left} back to be asked one by one"
+        return f"{told}; held: {self.held}" if self.held else told
 
 
-def lead(deadline: timedelta) -> timedelta:
-    """How long before its deadline a row leaves the lane; never more than half of it."""
-    return min(max(deadline * _LEAD_SHARE, _LEAD_LEAST), deadline / 2)
+def stay(deadline: timedelta) -> timedelta:
+    """How long a row may be in the lane; at least half of its deadline."""
+    return deadline - min(max(deadline * _LEAD_SHARE, _LEAD_LEAST), deadline / 2)
 
 
 def opened_before(services: Services) -> datetime | None:
-    """What claims of the direct lane take: rows that have waited for longer; None: all."""
+    """What claims of the direct lane take: rows that have waited for longer; None: all.
+
+    A row that was not sent within half of its stay goes direct, so that every batch has the other half.
+    """
     gpt = services.settings.gpt
     if gpt.analysis_deadline is None or gpt.offline:
         return None
-    return datetime.now(UTC) - (gpt.analysis_deadline - lead(gpt.analysis_deadline))
+    return datetime.now(UTC) - stay(gpt.analysis_deadline) / 2
 
 
 def run_batches(services: Services) -> Round:
     """Look after the batches that are out, then send what has gathered.
 
-    Raises what the provider's trouble is translated into; what was done until then is done.
+    Raises what the provider's trouble is translated into, unless it holds the queue and is told there; what was done
+    until then is done.
     """
     done = Round()
-    lane = _Lane(services)
+    if services.settings.gpt.offline:
+        return done  # what is out comes back at its deadline
+    lane = _Lane(services, done)
     try:
-        for batch in services.database.call("toban_batches", source=SOURCE, lease=_LEASE.total_seconds())["batches"]:
-            lane.look(batch, done)
+        trouble = lane.look_after()
         for _ in range(_BATCHES):
-            if not lane.send(done):
+            if not lane.send():
                 break
+        if trouble:
+            raise trouble
+    except (Halted, RateLimited) as error:
+        hold(services.ledger, QUEUE, error)
+        done.held = str(error)
     finally:
         lane.close()
     return done
 
 
 class _Lane:
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, done: Round) -> None:
+        gpt = services.settings.gpt
         self._services = services
         self._call = services.database.call
-        self._gpt = services.settings.gpt
-        key = self._gpt.openai_api_key
-        self._chat = Chat(self._gpt.base_url, key.get_secret_value() if key else None, SCHEMA)
+        self._gpt = gpt
+        self._zone = services.settings.audio.device_timezone
+        self._secret = gpt.openai_api_key.get_secret_value() if gpt.openai_api_key else ""
+        self._done = done
+
+    @cached_property
+    def _provider(self) -> BatchApi:
+        # The client library takes a second and some memory, which a job that has nothing to do should not.
+        return BatchApi(build_chat(self._gpt))
 
     def close(self) -> None:
-        self._chat.close()
+        if "_provider" in self.__dict__:
+            self._provider.close()
 
     # --- out -------------------------------------------------------------------------------------------------------
 
-    def send(self, done: Round) -> bool:
-        """Send what has gathered, if it is enough; false: there is nothing more to send now."""
+    def send(self) -> bool:
+        """Send one batch of what has gathered, if it is enough; false: there is nothing more to send now.
+
+        Raises `TobanError`.
+        """
         deadline = self._gpt.analysis_deadline
-        if deadline is None or self._gpt.offline:
+        if deadline is None:
             return False
-        ledger = self._services.settings.ledger
-        zone = self._services.settings.audio.device_timezone
         batch = self._call(
             "toban_open_batch",
             source=SOURCE,
@@ -119,235 +140,239 @@ class _Lane:
             model=self._gpt.openai_model,
             limit=_MOST,
             least=_LEAST,
-            patience=min(_GATHER, deadline / 4).total_seconds(),
-            lease=_ROWS_LEASE.total_seconds(),
-            busy=_LEASE.total_seconds(),
-            max_attempts=ledger.max_attempts,
+            patience=min(_GATHER, stay(deadline) / 4).total_seconds(),
+            pause=_PAUSE.total_seconds(),
+            stay=stay(deadline).total_seconds(),
             deadline=deadline.total_seconds(),
-            lead=lead(deadline).total_seconds(),
-            zone=zone,
+            busy=_BUSY.total_seconds(),
+            max_attempts=self._services.settings.ledger.max_attempts,
+            zone=self._zone,
         )
         if batch["batch"] is None:
             return False
-        prompts = {item["id"]: str(item["row"]["prompt"]) for item in batch["items"]}
+        number, items = int(batch["batch"]), {item["id"]: item for item in batch["items"]}
+        prompts = {item: str(items[item]["row"]["prompt"]) for item in items}
+        blank = [item for item, prompt in prompts.items() if not prompt.strip()]
+        sent, over = self._begin(number, {item: prompts[item] for item in items if item not in blank})
+        self._leave(number, blank, direct=True)  # there they are told what is wrong
+        # They stay in the lane: the budget may allow them before their time is up.
+        self._leave(number, sorted(items.keys() - set(blank) - set(sent)), direct=False)
+        if sent:
+            model = self._gpt.openai_model
+            lines = [line_of(_name(items[item]), prompts[item], model) for item in sent]
+            self._submit(number, batch["uid"], lines)
+            self._done.sent += len(sent)
+            log.info("batch.sent", batch=number, rows=len(sent))
+        else:
+            self._end(number, "none of its rows can be sent now", direct=False)
+        if over:
+            raise Halted(over["reason"], "budget", float(over["seconds"]))
+        return len(items) == _MOST
+
+    def _begin(self, number: int, prompts: Mapping[int, str]) -> tuple[Sequence[int], Mapping[str, Any] | None]:
+        """Note the calls: the items that the budget allows, and why not the others, if it does not allow all."""
+        estimates = {
+            item: cost(
+                self._gpt.openai_model, estimated_tokens(prompt), 0, ANSWER_TOKENS, self._gpt.llm_prices, batch=True
+            )
+            for item, prompt in prompts.items()
+        }
         noted = self._call(
             "toban_begin_batch",
-            batch=batch["batch"],
-            calls=[{"id": item, "cost": self._estimate(prompt)} for item, prompt in prompts.items()],
-            zone=zone,
+            batch=number,
+            calls=[{"id": item, "cost": _text(estimate)} for item, estimate in estimates.items()],
+            zone=self._zone,
             daily=_text(self._gpt.llm_budget_daily),
             monthly=_text(self._gpt.llm_budget_monthly),
         )
-        lines = [
-            _line(item, prompts[item["id"]], self._gpt.openai_model)
-            for item in batch["items"]
-            if str(item["id"]) in noted["calls"]
-        ]
-        if lines:
-            try:
-                self._submit(batch["batch"], batch["uid"], lines)
-            except CallFailed as failed:
-                self._refused(batch["batch"], failed)
-            done.sent += len(lines)
-            log.info("batch.sent", batch=batch["batch"], rows=len(lines))
-        else:
-            self._call("toban_batch_state", batch=batch["batch"], state="ended", message="the budget allows none of it")
-        done.left += len(batch["items"]) - len(lines)
-        return len(batch["items"]) == _MOST and "over" not in noted
+        return noted["sent"], noted.get("over")
 
-    def _submit(self, number: int, uid: str, lines: list[str]) -> None:
-        content = io.BytesIO("\n".join(lines).encode())
-        file = self._chat.call(
-            lambda client: client.files.create(file=(f"toban-{uid}.jsonl", content), purpose="batch"),
-            timeout=_TIMEOUT,
-            watch=_go_on,
-        )
-        made = self._chat.call(
-            lambda client: client.batches.create(
-                input_file_id=file.id,
-                endpoint="/v1/chat/completions",
-                completion_window="24h",
-                metadata={"toban_batch": uid},
-            ),
-            timeout=_TIMEOUT,
-            watch=_go_on,
-        )
-        self._submitted(number, made)
-
-    def _submitted(self, number: int, made: "Batch") -> None:
-        self._call("toban_batch_submitted", batch=number, provider_id=made.id, seconds=_WINDOW.total_seconds())
-
-    def _refused(self, number: int, failed: CallFailed) -> None:
-        """The provider did not take a batch. Where it surely did not, its rows go back at once."""
-        if failed.billed is False or isinstance(failed.error, Permanent):
-            self._call("toban_batch_state", batch=number, state="ended", message=str(failed.error))
-        hold(self._services.ledger, QUEUE, failed.error)
-        raise failed.error from failed
-
-    def _estimate(self, prompt: str) -> str | None:
-        return _text(
-            cost(self._gpt.openai_model, estimated_tokens(prompt), 0, ANSWER_TOKENS, self._gpt.llm_prices, batch=True)
-        )
+    def _submit(self, number: int, uid: str, lines: Sequence[str]) -> None:
+        """Raises `TobanError` where the provider does not take it."""
+        file = None
+        try:
+            file = self._provider.upload(f"toban-{uid}.jsonl", "\n".join(lines).encode())
+            made = self._provider.create(file, uid)
+        except CallFailed as failed:
+            # Without any answer it may have been made all the same: the next look finds out, by its name.
+            if file is None or (failed.billed is False and failed.outcome != "server_error"):
+                self._provider.forget(file)
+                # What the provider can't do at all is asked one by one; what it can't do now may wait.
+                self._end(number, str(failed.error), direct=isinstance(failed.error, Permanent))
+            raise failed.error from failed
+        if not self._call("toban_batch_submitted", batch=number, provider_id=made.id)["submitted"]:
+            with suppress(CallFailed):  # this took so long that somebody else gave it up
+                self._provider.cancel(made.id)
 
     # --- back ------------------------------------------------------------------------------------------------------
 
-    def look(self, batch: Mapping[str, Any], done: Round) -> None:
-        """See how one batch gets on, and take what it has brought."""
-        try:
-            theirs = self._theirs(batch)
-            if theirs is None:
-                return
-            if theirs.status in {"completed", "expired", "cancelled", "failed"}:
-                self._take(batch, theirs, done)
-            elif batch["due"] and batch["state"] == "submitted":
-                log.info("batch.leaves", batch=batch["id"])
-                self._chat.call(lambda client: client.batches.cancel(theirs.id), timeout=_TIMEOUT, watch=_go_on)
-                self._call("toban_batch_state", batch=batch["id"], state="cancelling")
-            else:
-                self._call("toban_batch_state", batch=batch["id"], message=theirs.status)
-        except CallFailed as failed:
-            if failed.outcome == "model_unknown":  # 404: the provider has forgotten it
-                left = self._call("toban_batch_state", batch=batch["id"], state="ended", message="it is gone")["left"]
-                done.left += left
-                return
-            raise failed.error from failed
-
-    def _theirs(self, batch: Mapping[str, Any]) -> "Batch | None":
-        """The provider's view of a batch; None: it never got it."""
-        if provider_id := batch["provider_id"]:
-            return self._chat.call(lambda client: client.batches.retrieve(provider_id), timeout=_TIMEOUT, watch=_go_on)
-        page = self._chat.call(_listed, timeout=_TIMEOUT, watch=_go_on)
-        for one in page:
-            if (one.metadata or {}).get("toban_batch") == batch["uid"]:
-                self._submitted(batch["id"], one)  # whoever made it died before noting it
-                return one
-        self._call("toban_batch_state", batch=batch["id"], state="ended", message="it was never sent")
-        return None
-
-    def _take(self, batch: Mapping[str, Any], theirs: "Batch", done: Round) -> None:
-        items = {
-            f"{item['id']}-{item['attempt']}": item
-            for item in self._call("toban_batch_items", batch=batch["id"])["items"]
-        }
-        answered = 0
-        for file in filter(None, (theirs.output_file_id, theirs.error_file_id)):
-            for line in self._lines(file):
-                if _unanswered(line):
-                    continue  # the end of the batch gives it back
-                if item := items.pop(str(line.get("custom_id")), None):
-                    self._settle(item, line, batch["model"])
-                    answered += 1
-        left = self._call(
-            "toban_batch_state", batch=batch["id"], state="ended", answered=answered, message=_ending(theirs)
-        )["left"]
-        log.info("batch.ended", batch=batch["id"], status=theirs.status, answered=answered, left=left)
-        done.answered += answered
-        done.left += left
-
-    def _lines(self, file: str) -> Iterator[dict[str, Any]]:
-        content = self._chat.call(lambda client: client.files.content(file), timeout=_TIMEOUT, watch=_go_on).content
-        for line in content.splitlines():
+    def look_after(self) -> TobanError | None:
+        """See how each batch gets on; returns what kept it from seeing the first that could not be seen."""
+        trouble: TobanError | None = None
+        after = 0
+        while batch := self._call("toban_take_batch", source=SOURCE, busy=_BUSY.total_seconds(), after=after)["batch"]:
+            after = batch["id"]
             try:
-                told = json.loads(line)
-            except ValueError:
-                log.warning("batch.unreadable", file=file)  # its row is one that is not answered
-                continue
-            if isinstance(told, dict):
-                yield told
-
-    def _settle(self, item: Mapping[str, Any], line: Mapping[str, Any], model: str) -> None:
-        """End one row by its line of the output."""
-        attempt = Attempt(
-            id=item["id"], attempt=item["attempt"], token=item["token"], tries=item["tries"],
-            max_attempts=item["max_attempts"], run_id=None, key=item["key"], ref=item["ref"], params={}, at=None,
-            opened_at=datetime.fromisoformat(item["opened_at"]), row={}, queue=item["queue"], timeout=None,
-        )  # fmt: skip
-        facts = {"source": SOURCE, "key": attempt.key, "attempt": attempt.attempt}
-        call: dict[str, Any] = {"call": item["call"]}
-        error: TobanError
-        try:
-            try:
-                completion = self._completion(line, model)
-                call |= self._counted(completion.model, completion.usage)
-                verdict = parse(completion.text)
-            except BadVerdict as wrong:
-                call["outcome"], error = wrong.outcome, wrong
+                self._look(batch)
             except CallFailed as failed:
-                call["outcome"], error = failed.outcome, failed.error
-                call |= self._counted(model, failed.usage) if failed.usage else {"cost": "0"}
-            else:
-                call["outcome"] = "ok"
-                result = {"row": row_of(verdict, completion.model), "call": call}
-                try:
-                    self._services.ledger.settle("toban_finish", attempt, result=result, error=None)
-                except TobanError as problem:
-                    self._call("toban_end_call", **{**call, "outcome": "unused"})
-                    if not isinstance(problem, Permanent):
-                        raise
-                    end_badly(self._services.ledger, attempt, problem, facts, datetime.now(UTC), DIRECT)
-                return
-            self._call("toban_end_call", **call)
-            end_badly(self._services.ledger, attempt, error, facts, datetime.now(UTC), DIRECT)
-        except TobanError as problem:
-            log.warning("work.lost", **facts, reason=str(problem))
+                trouble = trouble or failed.error
+                log.warning("batch.unseen", batch=after, reason=str(failed.error))
+                hold(self._services.ledger, QUEUE, failed.error)
+                if batch["out"] or batch["age"] < _OVER:
+                    self._call("toban_note_batch", batch=after, message=str(failed.error))
+                else:
+                    self._end(after, str(failed.error), direct=True, lost=True)
+        return trouble
 
-    def _completion(self, line: Mapping[str, Any], model: str) -> Completion:
+    def _look(self, batch: Mapping[str, Any]) -> None:
+        number = batch["id"]
+        theirs = self._provider.find(batch["provider_id"], batch["uid"], batch["age"])
+        if theirs is None:
+            if batch["provider_id"]:
+                self._end(number, "the provider knows it no more", direct=True, lost=True)
+            else:
+                self._end(number, "it was never sent", direct=False)
+            return
+        if batch["provider_id"] is None:  # whoever made it died before noting it
+            self._call("toban_batch_submitted", batch=number, provider_id=theirs.id)
+        if theirs.status in _ENDED:
+            self._take(batch, theirs)
+        elif batch["due"] and batch["state"] != "cancelling":
+            log.info("batch.leaves", batch=number, rows=batch["out"])
+            self._provider.cancel(theirs.id)
+            self._call("toban_note_batch", batch=number, state="cancelling", message="cancelling")
+        else:
+            self._call("toban_note_batch", batch=number, message=theirs.status)
+
+    def _take(self, batch: Mapping[str, Any], theirs: "Batch") -> None:
+        """Take the answers of a batch that has ended; the rows without one leave it."""
+        number = batch["id"]
+        items = {_name(item): item for item in self._call("toban_batch_items", batch=number)["items"]}
+        answered = unreadable = 0
+        for file in filter(None, (theirs.output_file_id, theirs.error_file_id)):
+            for line in self._provider.lines(file):
+                if line is None:
+                    unreadable += 1
+                elif not had_no_turn(line) and (item := items.pop(str(line.get("custom_id")), None)):
+                    answered += self._settle(item, line, batch["model"])
+        if unreadable:
+            log.warning("batch.unreadable", batch=number, lines=unreadable)
+        self._end(number, ending(theirs), direct=True, lost=bool(unreadable))
+        self._provider.forget(theirs.input_file_id, theirs.output_file_id, theirs.error_file_id)
+        log.info("batch.ended", batch=number, status=theirs.status, answered=answered)
+        self._done.answered += answered
+
+    def _settle(self, item: Mapping[str, Any], line: Line, model: str) -> bool:
+        """End one row, and its call, by its line of the answers; whether the row is completed.
+
+        Raises `Transient` where the ledger is away: the next look goes on.
+        """
+        told, verdict, error = self._read(line, item["call"], model)
+        if not item["out"]:
+            self._tell({**told, "outcome": "unused"} if verdict else told)
+            return False
+        attempt = _attempt(item)
+        ledger, facts = self._services.ledger, {"source": SOURCE, "key": attempt.key, "attempt": attempt.attempt}
+        if verdict:
+            result = {"row": row_of(verdict, told["model"]), "call": told}
+            try:
+                ledger.settle("toban_finish", attempt, result=result, error=None)
+            except (LeaseLost, Permanent) as problem:  # the row changed just now; it can't be stored
+                told["outcome"], error = "unused", problem
+            else:
+                return True
+        self._tell(told)
+        if error:
+            try:
+                end_badly(ledger, attempt, error, facts, datetime.now(UTC), DIRECT)
+            except LeaseLost as lost:
+                log.info("work.lost", **facts, reason=str(lost))
+        return False
+
+    def _read(self, line: Line, call: int, model: str) -> tuple[dict[str, Any], Verdict | None, TobanError | None]:
+        """A line of the answers: how its call ended, as `toban_end_call` takes it; its verdict, or what is wrong."""
+        told: dict[str, Any] = {"call": call, "model": model}
         answer = line.get("response")
-        if not isinstance(answer, dict):
-            told = line.get("error") or {}
-            code = told.get("code") if isinstance(told, dict) else None
-            outcome = Transient(f"{self._chat.host} did not answer this row of a batch ({code or 'no reason given'})")
-            raise CallFailed("server_error", outcome, billed=False)
-        status, body = int(answer.get("status_code") or 0), answer.get("body")
-        if status >= 400:
-            raise refused(
-                Refused.read(status, body),
-                self._chat.host,
-                model,
-                headers={},
-                secret="",
-                private=(),
-            )
-        return completion_of(body, self._chat.host, model)
+        try:
+            if not isinstance(answer, dict):
+                why = "it timed out there" if Refused.read(0, line).code == "request_timeout" else "no reason is known"
+                reason = f"{self._provider.host} did not answer this row of a batch: {why}"
+                raise CallFailed("server_error", Transient(reason), billed=False)  # noqa: TRY301 - one end for all
+            status, body = answer.get("status_code"), answer.get("body")
+            # The prompt is not at hand; so none of the server's own words are repeated.
+            private = [Refused.read(0, body).words]
+            if isinstance(status, int) and status >= 400:
+                raise refused(
+                    Refused.read(status, body),
+                    self._provider.host,
+                    model,
+                    headers={},
+                    secret=self._secret,
+                    private=private,
+                    level=SCHEMA_LEVEL,
+                )
+            completion = completion_of(body, self._provider.host, model, secret=self._secret, private=private)
+        except CallFailed as failed:
+            told |= {"outcome": failed.outcome, "possibly_billed": failed.billed is None}
+            told |= {"cost": "0"} if failed.billed is False else self._counted(model, failed.usage)
+            return told, None, failed.error
+        told |= self._counted(completion.model, completion.usage)
+        try:
+            verdict = parse(completion.text)
+        except BadVerdict as wrong:
+            return {**told, "outcome": wrong.outcome}, None, wrong
+        return {**told, "outcome": "ok"}, verdict, None
 
     def _counted(self, model: str, usage: Usage | None) -> dict[str, Any]:
-        if usage is None:
-            return {"model": model}
-        spent = cost(model, usage.prompt, usage.cached, usage.completion, self._gpt.llm_prices, batch=True)
-        return {
-            "model": model,
-            "prompt_tokens": usage.prompt,
-            "cached_tokens": usage.cached,
-            "completion_tokens": usage.completion,
-            "cost": _text(spent),
-        }
+        return counted(model, usage, self._gpt.llm_prices, batch=True)
+
+    def _tell(self, told: Mapping[str, Any]) -> None:
+        """How a call ended; what the ledger can't note does not keep the other rows from being read."""
+        try:
+            self._call("toban_end_call", **told)
+        except Permanent as error:
+            log.warning("call.untold", call=told["call"], outcome=told["outcome"], reason=str(error))
+
+    def _leave(self, number: int, items: Sequence[int], *, direct: bool) -> None:
+        if items:
+            left = self._call("toban_leave_batch", batch=number, ids=items, direct=direct)["left"]
+            self._done.left += left if direct else 0
+
+    def _end(self, number: int, message: str, *, direct: bool, lost: bool = False) -> None:
+        """`direct`: where its rows go; `lost`: what it did not answer may have been billed."""
+        left = self._call(
+            "toban_end_batch",
+            batch=number,
+            message=message,
+            direct=direct,
+            lost=lost,
+            days=self._services.settings.ledger.keep_calls_days,
+        )["left"]
+        self._done.left += left if direct else 0
 
 
-def _line(item: Mapping[str, Any], prompt: str, model: str) -> str:
-    body = request_body([Message(role="user", content=prompt)], model, SCHEMA)
-    name = f"{item['id']}-{item['attempt']}"
-    return json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body})
+def _name(item: Mapping[str, Any]) -> str:
+    """What a row is called in a batch."""
+    return f"{item['id']}-{item['attempt']}"
 
 
-async def _listed(client: Any) -> "list[Batch]":  # noqa: ANN401 - AsyncOpenAI
-    """The account's latest batches."""
-    return list((await client.batches.list(limit=100)).data)
-
-
-def _unanswered(line: Mapping[str, Any]) -> bool:
-    """Whether a line says that its row's turn never came."""
-    error = line.get("error")
-    return isinstance(error, dict) and error.get("code") in {"batch_expired", "batch_cancelled"}
-
-
-def _ending(theirs: "Batch") -> str:
-    errors = (theirs.errors.data if theirs.errors else None) or []
-    codes = ", ".join(sorted({error.code for error in errors if error.code}))
-    return f"{theirs.status}: {codes}" if codes else theirs.status
-
-
-def _go_on() -> None:
-    """Nobody gives up a batch on the way."""
+def _attempt(item: Mapping[str, Any]) -> Attempt:
+    return Attempt(
+        id=item["id"],
+        attempt=item["attempt"],
+        token=item["token"],
+        tries=item["tries"],
+        max_attempts=item["max_attempts"],
+        run_id=None,
+        key=item["key"],
+        ref=item["ref"],
+        params={},
+        at=None,
+        opened_at=datetime.fromisoformat(item["opened_at"]),
+        row={},
+        queue=QUEUE,
+        timeout=None,
+    )
 
 
 def _text(amount: object) -> str | None:

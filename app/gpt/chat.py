@@ -13,15 +13,23 @@ from app.errors import Halted, Transient
 from app.gpt.answers import SCHEMA_LEVEL, Completion, Message, completion_of, request_body
 from app.gpt.failures import CallFailed
 from app.gpt.pace import limits_of
+from app.gpt.verdict import SCHEMA
+from app.settings import Gpt
 
 if TYPE_CHECKING:
+    from httpx2 import Timeout
     from openai import AsyncOpenAI
 
 PLACEHOLDER = "none"  # the key where none is needed, such as Ollama's
-_CONNECT = 10.0  # seconds
 _LOOK = 1.0  # seconds between two looks at whether the work was cancelled
 _GRACE = 5.0  # seconds after the deadline in which a call has to end
 _T = TypeVar("_T")
+
+
+def build_chat(gpt: Gpt) -> "Chat":
+    """The client of the settings. It must not be made where `gpt.offline`."""
+    key = gpt.openai_api_key
+    return Chat(gpt.base_url, key.get_secret_value() if key else None, SCHEMA)
 
 
 class Chat:
@@ -32,6 +40,10 @@ class Chat:
     """
 
     def __init__(self, base_url: str, key: str | None, schema: Mapping[str, Any]) -> None:
+        # Here, and not with the first call: it takes a second, by which that call would come later than was counted.
+        from app.gpt import http, library
+
+        self._http, self._library = http, library
         parts = urlsplit(base_url)
         self.host = (parts.hostname or "the server") + (f":{parts.port}" if parts.port else "")
         self.level = SCHEMA_LEVEL
@@ -55,17 +67,15 @@ class Chat:
         and gives the call up by raising, which is passed on; then it is possibly billed.
         Raises `CallFailed`.
         """
-        from app.gpt.http import decoded
-
         level = self.level
         body = request_body(messages, model, self._schema, level)
         private = [message["content"] for message in messages]
         began = time.monotonic()
         try:
             content, headers = self._run(
-                lambda client: _post(client, body, timeout.total_seconds()), model, timeout, watch, private, level
+                lambda client: _post(client, body, self._http.within(timeout)), model, timeout, watch, private, level
             )
-            found = completion_of(decoded(content), self.host, model, secret=self._key, private=private)
+            found = completion_of(self._http.decoded(content), self.host, model, secret=self._key, private=private)
         except CallFailed as failed:
             failed.seconds = time.monotonic() - began
             if failed.outcome == "schema_unsupported":
@@ -116,8 +126,6 @@ class Chat:
         if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
             reason = "OPENAI_API_KEY holds characters that no key has; copy it again"
             raise CallFailed("key_refused", Halted(reason, "key"), billed=False)
-        from app.gpt.library import too_slow, translated
-
         seconds = timeout.total_seconds()
         future = self._submit(what, seconds)
         until = time.monotonic() + seconds + _GRACE
@@ -125,7 +133,7 @@ class Chat:
             while not wait([future], timeout=_LOOK).done:
                 watch()
                 if time.monotonic() > until:  # something holds up the loop itself
-                    raise too_slow(self.host, seconds)
+                    raise self._library.too_slow(self.host, seconds)
         finally:
             future.cancel()
         if future.cancelled():
@@ -133,29 +141,22 @@ class Chat:
         value, error = future.result()
         if error is not None:
             # Not raised from the library's error: its text and its request hold what nobody may read.
-            raise translated(error, self.host, model, seconds=seconds, secret=self._key, private=private, level=level)
+            raise self._library.translated(
+                error, self.host, model, seconds=seconds, secret=self._key, private=private, level=level
+            )
         return cast("_T", value)
 
     def _submit(
         self, what: Callable[["AsyncOpenAI"], Awaitable[_T]], seconds: float
     ) -> Future[tuple[_T | None, Exception | None]]:
         """Begins it in the loop of this process: one thread for all calls, begun with the first."""
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-
-        from app.gpt.http import bound
-
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = Thread(target=_turn, args=(self._loop,), name="gpt-calls", daemon=True)
                 self._thread.start()
             if self._client is None:
-                self._client = AsyncOpenAI(
-                    base_url=self._base_url,
-                    api_key=self._key,
-                    max_retries=0,
-                    http_client=DefaultAsyncHttpxClient(event_hooks={"response": [bound]}, follow_redirects=False),
-                )
+                self._client = self._http.client(self._base_url, self._key)
             return asyncio.run_coroutine_threadsafe(_bounded(what, self._client, seconds), self._loop)
 
 
@@ -171,11 +172,8 @@ async def _bounded(
         return None, error
 
 
-async def _post(client: "AsyncOpenAI", body: dict[str, Any], seconds: float) -> tuple[bytes, Mapping[str, str]]:
+async def _post(client: "AsyncOpenAI", body: dict[str, Any], within: "Timeout") -> tuple[bytes, Mapping[str, str]]:
     """Content and headers of the answer."""
-    import httpx2
-
-    within = httpx2.Timeout(seconds, connect=min(_CONNECT, seconds))
     answer = await client.chat.completions.with_raw_response.create(**body, timeout=within)
     return answer.content, answer.headers
 

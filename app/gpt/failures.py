@@ -106,12 +106,12 @@ class CallFailed(Exception):
 
 @dataclass(frozen=True)
 class Refused:
-    """An answer that is an error. `words`: the server's message, which may hold anything."""
+    """An answer that is an error. `words`: the server's message. Any of it may hold what nobody may read."""
 
     status: int
-    code: str = ""
-    param: str = ""
-    type: str = ""
+    code: str = field(default="", repr=False)
+    param: str = field(default="", repr=False)
+    type: str = field(default="", repr=False)
     words: str = field(default="", repr=False)
 
     @classmethod

@@ -1,12 +1,28 @@
-"""The bytes of an answer, below the client library."""
+"""The client library's client, and the bytes of an answer below it."""
 
 import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import httpx2
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 LARGEST = 2 * 1024**2  # bytes of an answer; a verdict has some hundred
+_CONNECT = 10.0  # seconds
 _LARGEST_PACKED = 32 * 1024  # bytes of a compressed one, which may become a thousand times as many
+
+
+def client(base_url: str, key: str) -> AsyncOpenAI:
+    """A client that sends a request once, follows nobody elsewhere, and takes no endless answer."""
+    hooks = {"response": [bound]}
+    http_client = DefaultAsyncHttpxClient(event_hooks=hooks, follow_redirects=False)
+    return AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0, http_client=http_client)
+
+
+def within(deadline: timedelta) -> httpx2.Timeout:
+    """Timeouts of the socket: to connect gets less than the whole, so that one knows that nothing was asked."""
+    seconds = deadline.total_seconds()
+    return httpx2.Timeout(seconds, connect=min(_CONNECT, 0.9 * seconds))
 
 
 class TooLarge(Exception):

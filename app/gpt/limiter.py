@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from random import uniform
+from typing import TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import structlog
@@ -21,6 +22,7 @@ from app.gpt.counts import Counts, Need
 from app.gpt.pace import LONGEST, Limits
 from app.settings import Broker, Gpt
 
+_T = TypeVar("_T")
 log = structlog.get_logger(__name__)
 
 # A server counts requests when they arrive. One that travelled a moment longer than the one that follows a window later
@@ -28,6 +30,7 @@ log = structlog.get_logger(__name__)
 MARGIN = 1  # second
 _LOOK = 1.0  # seconds between two looks at whether the work was cancelled
 _SHORTEST = 0.02  # seconds between two questions to Redis
+_UNKNOWN = {"requests": 10_000, "tokens": 10**9}  # in a window, until the server has told its limit
 _AWAY = 10.0  # seconds for which a Redis that failed is left alone
 
 
@@ -51,11 +54,21 @@ def redis_url(url: str) -> str:
     return f"{scheme}://{parts.netloc}{parts.path}{query}"
 
 
+def build_limiter(gpt: Gpt, broker: Broker) -> "Limiter":
+    """The limiter of the settings."""
+    parts = urlsplit(gpt.base_url)
+    # OpenAI's headers tell what it takes in a minute. Others mean a day, or a second.
+    learns = (parts.hostname or "").endswith("api.openai.com")
+    limits = gpt.llm_requests_per_minute, gpt.llm_tokens_per_minute
+    return Limiter(limiter_url(gpt, broker), *limits, parts.netloc.lower(), learns=learns)
+
+
 class Limiter:
     """The pace of one server; serves all threads of a process. Nothing connects before the first use.
 
     `url`: the shared Redis; without it, or while it is away, each process keeps the limits by itself. `name`: what the
-    processes share them by, such as the server's host. `window`: seconds that the limits are meant for.
+    processes share them by, such as the server's host. `learns`: whether a limit that is not given is taken from the
+    server's headers, as being for a window. `window`: seconds that the limits are meant for.
     """
 
     def __init__(
@@ -65,13 +78,14 @@ class Limiter:
         tokens_per_minute: int | None,
         name: str,
         *,
+        learns: bool = False,
         window: int = 60,
     ) -> None:
         self.name = name
         self._url = url
         self._span = window + MARGIN
-        self._requests = requests_per_minute
-        self._tokens = tokens_per_minute
+        self._limits = {"requests": requests_per_minute, "tokens": tokens_per_minute}
+        self._learned = dict(_UNKNOWN) if learns else {}
         self._line = _Line()
         self._lock = threading.Lock()
         self._own = Counts(name)
@@ -86,13 +100,13 @@ class Limiter:
         be more than `patience` seconds away.
         """
         until = time.monotonic() + patience
-        needs = self._needs(tokens)
         with self._line.place() as place:
             while not place.is_first():
                 if time.monotonic() >= until:
-                    raise self._busy(place.position() * self._span / (self._requests or self._span))
+                    raise self._busy(place.position() * self._span / (self._limit("requests") or self._span))
                 place.wait(min(_LOOK, max(until - time.monotonic(), 0)))
                 watch()
+            needs = self._needs(tokens)
             while (seconds := self._take(needs)) > 0:
                 if time.monotonic() + seconds > until:
                     raise self._busy(seconds)
@@ -100,13 +114,18 @@ class Limiter:
 
     def observe(self, limits: Limits) -> None:
         """Slows everybody down where an answer's headers, or a refusal, ask for it."""
+        if self._learned:
+            told = {name: limit for name in _UNKNOWN if (limit := getattr(limits, name))}
+            if any(self._learned[name] != limit for name, limit in told.items()):
+                self._learned |= told
+                self._ask(lambda shared: shared.remember(told), None)
         if limits.pause > 0:
             self.pause(limits.pause)
 
     def pause(self, seconds: float) -> None:
         """Nobody calls for so many seconds. A shorter pause does not end a longer one."""
         self._own.pause(seconds)
-        self._ask(lambda shared: shared.pause(seconds))
+        self._ask(lambda shared: shared.pause(seconds), None)
 
     def close(self) -> None:
         """Frees the connections."""
@@ -115,34 +134,40 @@ class Limiter:
                 self._shared.close()
             self._shared = None
 
+    def _limit(self, what: str) -> int | None:
+        return self._limits[what] or self._learned.get(what)
+
     def _needs(self, tokens: int) -> list[Need]:
         """Tokens first: they are counted roughly, a request to the moment."""
+        if self._learned == _UNKNOWN:
+            nothing: dict[str, int] = {}
+            self._learned |= self._ask(Counts.remembered, nothing)
         needs = []
-        if self._tokens:
-            needs.append(Need("tokens", self._tokens, self._span, min(max(tokens, 1), self._tokens)))
-        if self._requests:
-            needs.append(Need("requests", self._requests, self._span))
+        if limit := self._limit("tokens"):
+            needs.append(Need("tokens", limit, self._span, min(max(tokens, 1), limit)))
+        if limit := self._limit("requests"):
+            needs.append(Need("requests", limit, self._span))
         return needs
 
     def _take(self, needs: list[Need]) -> float:
         """Takes what there is of `needs`; seconds until the next try, 0: everything is taken."""
-        pause = max(self._own.paused(), self._ask(Counts.paused))
+        pause = max(self._own.paused(), self._ask(Counts.paused, 0.0))
         if pause > 0:
             return pause
         while needs:
             need = needs[0]
             # This process's own counts are a part of the shared ones. They go on when Redis is away or has forgotten.
-            seconds = self._own.wait_for(need) or self._ask(partial(Counts.take, need=need))
+            seconds = self._own.wait_for(need) or self._ask(partial(Counts.take, need=need), 0.0)
             if seconds > 0:
                 return max(seconds, _SHORTEST)
             self._own.take(need)
             needs.pop(0)
         return 0.0
 
-    def _ask(self, question: Callable[[Counts], float]) -> float:
-        """Seconds to wait as the shared counts say; none while they are away, which is told once and fails nobody."""
+    def _ask(self, question: Callable[[Counts], _T], otherwise: _T) -> _T:
+        """What the shared counts say; `otherwise` while they are away, which is told once and fails nobody."""
         if self._url is None or time.monotonic() < self._away_until:
-            return 0.0
+            return otherwise
         try:
             answer = question(self._connected(self._url))
         except (RedisError, OSError, ValueError) as error:
@@ -150,7 +175,7 @@ class Limiter:
             if not self._is_away:
                 log.warning("limiter.alone", limiter=self.name, reason=type(error).__name__)
             self._is_away = True
-            return 0.0
+            return otherwise
         if self._is_away:
             log.info("limiter.together", limiter=self.name)
         self._is_away = False

@@ -19,21 +19,18 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 @dataclass(frozen=True)
 class Limits:
-    """`pause`: seconds in which nobody should ask this server; `remaining_*`: left in its window, None: not said."""
+    """`pause`: seconds in which nobody should ask this server. `requests`, `tokens`: its limits; None: not said."""
 
     pause: float = 0
-    remaining_requests: int | None = None
-    remaining_tokens: int | None = None
+    requests: int | None = None
+    tokens: int | None = None
 
 
 def limits_of(headers: Mapping[str, str], *, refused: bool = False, now: datetime | None = None) -> Limits:
     """The limits in an answer's headers (names in lower case); `refused`: the answer was a 429."""
-    requests, tokens = _count(headers, "requests"), _count(headers, "tokens")
     resets = {name: seconds_of(headers.get(f"x-ratelimit-reset-{name}", "")) for name in ("requests", "tokens")}
     used_up = [
-        reset
-        for name, left in (("requests", requests), ("tokens", tokens))
-        if left == 0 and (reset := resets[name]) is not None
+        reset for name, reset in resets.items() if reset is not None and _count(headers, f"remaining-{name}") == 0
     ]
     asked = _asked(headers, now or datetime.now(UTC))
     if refused:
@@ -43,7 +40,7 @@ def limits_of(headers: Mapping[str, str], *, refused: bool = False, now: datetim
         pause = asked
     else:
         pause = max([*used_up, asked or 0.0])
-    return Limits(min(pause, LONGEST), requests, tokens)
+    return Limits(min(pause, LONGEST), _count(headers, "limit-requests"), _count(headers, "limit-tokens"))
 
 
 def seconds_of(duration: str) -> float | None:
@@ -87,5 +84,5 @@ def _number(text: str) -> float | None:
 
 
 def _count(headers: Mapping[str, str], name: str) -> int | None:
-    number = _number(headers.get(f"x-ratelimit-remaining-{name}", ""))
+    number = _number(headers.get(f"x-ratelimit-{name}", ""))
     return None if number is None else int(number)

@@ -64,7 +64,7 @@ def parse(text: str) -> Verdict:
     if len(text) > _ANSWER:
         raise BadVerdict(f"the answer has {len(text)} characters, more than {_ANSWER}", "invalid_json")
     try:
-        answer = json.loads(_json_of(text))
+        answer = json.loads(_json_of(text), parse_int=float)  # an endless integer is out of range, and no error
     except json.JSONDecodeError as error:
         reason = f"the answer is not valid JSON: {error.msg} at character {error.pos}"
     except (ValueError, RecursionError):

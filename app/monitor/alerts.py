@@ -75,7 +75,9 @@ def channels(settings: Alerts) -> list[Channel]:
     """The channels of `ALERT_URLS`."""
     from apprise import Apprise
 
-    logging.getLogger("apprise").propagate = False  # its words are in the outcomes
+    words = logging.getLogger("apprise")
+    words.propagate = False  # they are in the outcomes
+    words.setLevel(logging.WARNING)  # below that they have the addresses
     found = []
     for number, address in enumerate(settings.addresses, 1):
         plugin = Apprise.instantiate(address)

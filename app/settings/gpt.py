@@ -60,12 +60,12 @@ class Gpt(Group):
     llm_requests_per_minute: int | None = Field(
         None,
         ge=1,
-        description="most calls a minute of all workers together; default: what the server says",
+        description="most calls a minute of all workers together; default: what OpenAI says, none for others",
     )
     llm_tokens_per_minute: int | None = Field(
         None,
         ge=1,
-        description="most tokens a minute of all workers together; default: what the server says",
+        description="most tokens a minute of all workers together; default: what OpenAI says, none for others",
     )
     llm_limiter_url: SecretStr | None = Field(
         None,

@@ -60,6 +60,7 @@ class Engine:
         self._pace = pace
         self._models = Models(settings)
         self._loaded: tuple[str, int, Recognizer] | None = None
+        self._each: dict[tuple[str, Pace], float] = {}  # seconds that a chunk took last
         self._lock = Lock()
 
     def prepare(self, model: str | None = None, *, frugal: bool = False) -> None:
@@ -93,18 +94,22 @@ class Engine:
         with _memory_errors(model):
             sound = measure(audio, max_seconds=self._max_seconds)
             fingerprint = self._fingerprint(audio, model, language)
+            pace = FRUGAL if frugal else self._pace
             hearing = _Hearing(
-                recognizer=lambda: self._recognizer(model, FRUGAL if frugal else self._pace),
+                recognizer=lambda: self._recognizer(model, pace),
                 model=model,
-                pace=FRUGAL if frugal else self._pace,
+                pace=pace,
                 asked=language,
                 total=sound.seconds,
                 progress=progress,
                 save=save,
                 fingerprint=fingerprint,
+                each=self._each.get((model, pace)),
             )
             hearing.go_on_from(finished)
             hearing.hear(sound.samples(hearing.until))
+            if hearing.each:
+                self._each[model, pace] = hearing.each
             spoken = hearing.language or language or "und"
             return Transcription(
                 text=text(hearing.segments, spoken),
@@ -157,10 +162,10 @@ class _Hearing:
     progress: Progress
     save: Save | None
     fingerprint: str
+    each: float | None = None  # seconds that a chunk takes; None: not known yet
     segments: list[Segment] = field(default_factory=list)
     language: str | None = None
     until: int = 0
-    _room: int = 1  # chunks that are heard together; the first alone, which tells how long one takes
     _saved: int = 0  # segments
     _since: float = field(default_factory=time.monotonic)
 
@@ -180,7 +185,7 @@ class _Hearing:
         for found in stretches(pieces, self.until):
             if isinstance(found, Stretch):
                 if not chunks or not chunks[-1].takes(found):
-                    if len(chunks) == self._room:
+                    if len(chunks) == self._room():
                         self._understand(chunks)
                         self._keep()
                         chunks = []
@@ -221,9 +226,14 @@ class _Hearing:
             rest = left
         for of in words:
             self.segments += segments(of, self.segments[-1].end if self.segments else 0.0, self.total)
-        # A slow machine with a big model says often how far it is, else it would count as hanging.
-        each = (time.monotonic() - began) / len(chunks)
-        self._room = max(1, min(self.pace.chunks, int(_NEWS / each)))
+        self.each = (time.monotonic() - began) / len(chunks)
+
+    def _room(self) -> int:
+        """Chunks that are heard together; a process's first one alone, which tells how long one takes.
+
+        A slow machine with a big model says often how far it is, else it would count as hanging.
+        """
+        return max(1, min(self.pace.chunks, int(_NEWS / self.each))) if self.each else 1
 
     def _decide(self, recognizer: Recognizer, samples: Sequence[NDArray[np.float32]]) -> str:
         """The language that the recording is heard in."""

@@ -45,7 +45,6 @@ def create_app(services: Services) -> FastAPI:
 
     app = FastAPI(
         title="Toban",
-        root_path=settings.web.root_path,
         lifespan=lifespan,
         # Their pages come from elsewhere, and would tell strangers what there is.
         docs_url=None,

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import anyio
 import structlog
 from fastapi import APIRouter, HTTPException, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -39,6 +40,7 @@ class Listener:
         self.name = name
         self.session = session
         self.waiting: asyncio.Queue[str] = asyncio.Queue(maxsize=4)
+        self.closing = anyio.Event()  # set when this process is asked to stop
 
     def tell(self, event: str) -> None:
         with suppress(asyncio.QueueFull):  # it has news to fetch already
@@ -63,7 +65,6 @@ class Events:
         try:
             yield
         finally:
-            self._tell_all(GOODBYE)
             poller.cancel()
             with suppress(asyncio.CancelledError):
                 await poller
@@ -103,12 +104,12 @@ class Events:
             listener.waiting.get_nowait()
         listener.tell(GOODBYE)
 
-    def drop(self, session: str) -> None:
-        """The streams of a session end now. May be called from any thread."""
-        mark = fingerprint(session)
+    def drop(self, session: str | None = None) -> None:
+        """The streams of a session end now; without one, all. May be called from any thread."""
+        mark = fingerprint(session) if session else None
 
         def end() -> None:
-            for listener in [listener for listener in self._listeners if listener.session == mark]:
+            for listener in [one for one in self._listeners if mark is None or one.session == mark]:
                 self._send_away(listener)
 
         if self._loop is not None and not self._loop.is_closed():
@@ -119,6 +120,7 @@ class Events:
 
     async def stream(self, listener: Listener) -> AsyncIterator[ServerSentEvent]:
         self._listeners.add(listener)
+        leaving = asyncio.create_task(self._leave(listener))
         try:
             yield ServerSentEvent(event="hello", data="", retry=2000)
             while True:
@@ -127,7 +129,12 @@ class Events:
                 if event == GOODBYE:
                     return
         finally:
+            leaving.cancel()
             self._listeners.discard(listener)
+
+    async def _leave(self, listener: Listener) -> None:
+        await listener.closing.wait()
+        self._send_away(listener)
 
 
 router = APIRouter()
@@ -135,9 +142,15 @@ router = APIRouter()
 
 @router.get("/events")
 async def events(request: Request, user: Viewer) -> EventSourceResponse:
-    """`change`: fetch the page again; `away`: the database does not answer; `goodbye`: the session is over."""
+    """`change`: fetch the page again; `away`: the database does not answer; `goodbye`: session or process ends."""
     hub = state_of(request).events
     if not hub.room(user.name):
         raise HTTPException(429, t("Too many open pages."), headers={"Retry-After": "60"})
     listener = Listener(user.name, fingerprint(user.session) if user.session else None)
-    return EventSourceResponse(hub.stream(listener), ping=PING, headers={"Cache-Control": "no-store"})
+    return EventSourceResponse(
+        hub.stream(listener),
+        ping=PING,
+        headers={"Cache-Control": "no-store"},
+        shutdown_event=listener.closing,
+        shutdown_grace_period=2,
+    )

@@ -54,6 +54,7 @@ def build_server(services: Services) -> uvicorn.Server:
         log_config=None,  # the program's own
         access_log=False,  # addresses of one-time links would be in it
         server_header=False,
+        root_path=services.settings.web.root_path,
         proxy_headers=True,
         forwarded_allow_ips=services.settings.web.trusted() or "",
         timeout_graceful_shutdown=5,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.servers import Redis
+from tests.support.speech import make_wav
 from tests.support.system import System, kill_tree
 
 pytestmark = pytest.mark.chaos
@@ -78,6 +79,25 @@ def test_ten_recordings_survive(system: System, long_recording: Path, fault: Fau
     check_ten(system)
     if fault is Fault.STOP:
         assert max(item["tries"] for item in system.items()) == 1, "a stop costs no try"
+
+
+def test_a_killed_recording_goes_on_where_it_was_saved(database_url: str, redis_server: Redis, tmp_path: Path) -> None:
+    with System(database_url, redis_server, tmp_path, TOBAN_SOURCES="tests.support.eager") as system:
+        system.add(make_wav(tmp_path / "long.wav", repeats=6))
+        system.start()
+        system.wait_until(lambda _: bool(system.sql("select * from saved_parts")))
+        # Nobody says this word, so it is in the transcript only if the next attempt took over what was saved.
+        system.sql("update saved_parts set data = jsonb_set(data, '{segments,0,2}', '\"Rumpelstiltskin\"')")
+        max(system.children("whisper"), key=lambda child: child.cpu_times().user).kill()
+        system.wait_done()
+        [item] = system.items()
+        assert (item["state"], item["tries"]) == ("completed", 2)
+        [transcript] = system.sql("select * from transcripts")
+        assert transcript["text"].startswith("Rumpelstiltskin ")
+        starts = [segment["start"] for segment in transcript["segments"]]
+        assert starts == sorted(starts)
+        assert starts[-1] > 0.95 * transcript["duration_seconds"]
+        assert system.sql("select * from saved_parts") == []
 
 
 def test_a_file_that_kills_its_child_is_set_aside(

@@ -29,9 +29,18 @@ end
 $$;
 delete from public.toban_sources where source like 'toy%';
 truncate public.work_items, public.runs, public.run_results, public.jobs, public.workers, public.audio_files,
-  public.vibe_whisper, public.transcripts, public.job_status restart identity cascade;
+  public.vibe_whisper, public.transcripts, public.job_status, public.dashboard, public.prompted_blocks,
+  public.queue_holds, public.llm_calls, public.llm_days, public.llm_batches, public.llm_batch_items
+  restart identity cascade;
 truncate public.job_watch, public.job_reports, public.beats, public.queue_watch, public.incidents, public.alerts,
   public.alert_channels, public.audit_log, public.monitor_state restart identity cascade;
+"""
+
+UUIDS = """
+alter table dashboard alter device_id type uuid using device_id::uuid;
+select toban_watch('dashboard', 'analysis', array['device_id', 'date', 'time_block'], 'status', p_date => 'date',
+  p_block => 'time_block', p_due => 'r.prompt is not null', p_inputs => array['prompt'],
+  p_store => 'public.toban_store_analysis')
 """
 
 
@@ -61,6 +70,14 @@ def ledger(db: Database, clean_url: str) -> Iterator[Ledger]:
     helper = Ledger(db, clean_url)
     yield helper
     helper.close()
+
+
+@pytest.fixture
+def uuids(ledger: Ledger) -> Iterator[None]:
+    """The app's own dashboard, whose devices are uuids."""
+    with ledger.altered(UUIDS, UUIDS.replace("type uuid", "type text").replace("::uuid", "::text")):
+        yield
+        ledger.sql("truncate dashboard")
 
 
 @pytest.fixture

@@ -177,3 +177,34 @@ def test_skip_claimed_does_not_wait_for_a_row_that_the_app_holds(ledger: Ledger)
         tasks = [held["task_id"], free["task_id"]]
         assert ledger.call("skip_claimed", tasks=tasks, reason="gone") == {"skipped": 1}
     assert ledger.state(held["key"]) == "queued"
+
+
+def test_what_came_later_is_left_to_somebody_else(ledger: Ledger) -> None:
+    """`opened_before`, unless it is urgent, or has the parameter `direct`."""
+    old, fresh, urgent, direct = (ledger.file("d1", f"2025-07-18T0{hour}:00:00Z") for hour in range(4))
+    ledger.sql("update work_items set opened_at = now() - interval '2 h' where key = %s", old)
+    ledger.sql("update work_items set priority = 1 where key = %s", urgent)
+    ledger.sql("update work_items set params = '{\"direct\": true}' where key = %s", direct)
+    ledger.heartbeat(slots=10)
+    before = ledger.one("select now() - interval '1 h'").isoformat()
+    answer = ledger.claim_answer(opened_before=before)
+    assert answer["found"] == 3
+    assert {item["key"] for item in answer["items"]} == {old, urgent, direct}
+    assert ledger.claim_answer(opened_before=before)["reason"] == "nothing is due"
+    assert [item["key"] for item in ledger.claim(opened_before=None)] == [fresh]
+
+
+def test_many_that_came_later_do_not_hide_an_old_one(ledger: Ledger) -> None:
+    ledger.files("d1", 500)
+    last = ledger.file("d1", "2025-07-19T00:00:00Z")
+    ledger.sql("update work_items set opened_at = now() - interval '2 h' where key = %s", last)
+    ledger.heartbeat()
+    before = ledger.one("select now() - interval '1 h'").isoformat()
+    assert [item["key"] for item in ledger.claim(opened_before=before)] == [last]
+
+
+def test_a_reprocessed_item_is_urgent(ledger: Ledger) -> None:
+    key = ledger.file(status="completed")
+    ledger.call("reprocess", source="transcription", keys=[key])
+    ledger.heartbeat()
+    assert [item["key"] for item in ledger.claim(opened_before="2020-01-01T00:00:00Z")] == [key]

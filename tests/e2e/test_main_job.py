@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 import wave
 from datetime import timedelta
 from pathlib import Path
@@ -12,22 +10,13 @@ import jiwer
 import pytest
 
 from tests.e2e.conftest import NewSystem
-from tests.support.servers import ROOT
 from tests.support.speech import spoken
-from tests.support.system import DEVICES, FIRST, System
+from tests.support.system import DEVICES, FIRST
 
 
 def plain(words: str) -> str:
     """Words without case, punctuation and spacing, for a fair comparison."""
     return " ".join(re.findall(r"\w+", words.lower()))
-
-
-def call(system: System, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `celery -A app call …` as an operator would."""
-    command = [sys.executable, "-m", "celery", "-A", "app", "call", *arguments]
-    return subprocess.run(
-        command, env={**os.environ, **system.env}, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    )
 
 
 def test_a_pending_recording_becomes_a_transcript(new_system: NewSystem) -> None:
@@ -91,23 +80,20 @@ def test_ad_hoc_reprocessing(new_system: NewSystem, recording: Path) -> None:
     system.sql("update vibe_whisper set transcription = 'old'")
 
     day = f'{{"source": "transcription", "device_id": "{DEVICES[0]}", "date": "2025-07-18", "time_block": "09-00"}}'
-    call(system, "tasks.reprocess", "--kwargs", day)
+    system.call("tasks.reprocess", "--kwargs", day)
     system.wait_until(lambda _: len(system.sql("select * from transcripts where text <> 'old'")) == 1)
-    call(
-        system,
+    system.call(
         "tasks.reprocess",
         "--kwargs",
         f'{{"source": "transcription", "device_id": "{DEVICES[0]}", "date": "2025-07-18"}}',
     )
     system.wait_until(lambda _: len(system.sql("select * from transcripts where text <> 'old'")) == 2)
     key = system.sql("select key from work_items where partition = %s limit 1", DEVICES[1])[0]["key"]
-    call(system, "tasks.reprocess", "--kwargs", f'{{"source": "transcription", "key": "{key}"}}')
+    system.call("tasks.reprocess", "--kwargs", f'{{"source": "transcription", "key": "{key}"}}')
     system.wait_until(lambda _: len(system.sql("select * from transcripts where text <> 'old'")) == 3)
     # Nothing has failed, and a date that is none: neither disturbs anything.
-    call(
-        system, "tasks.reprocess", "--kwargs", '{"source": "transcription", "date": "2025-07-18", "only_failed": true}'
-    )
-    call(system, "tasks.reprocess", "--kwargs", '{"source": "transcription", "date": "18.7.2025"}')
+    system.call("tasks.reprocess", "--kwargs", '{"source": "transcription", "date": "2025-07-18", "only_failed": true}')
+    system.call("tasks.reprocess", "--kwargs", '{"source": "transcription", "date": "18.7.2025"}')
     system.wait_until(lambda states: "18.7.2025" in system.log("default") and states == {"completed": 4})
     assert len(system.sql("select * from transcripts where text = 'old'")) == 1
 

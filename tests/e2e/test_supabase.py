@@ -1,29 +1,9 @@
 """The main job against a Supabase project: supabase-py, a gateway, PostgREST, a service_role key; nothing direct."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.e2e.conftest import NewSystem
-from tests.support.gateway import Gateway
-from tests.support.servers import Postgres, PostgREST, key_of, postgrest_binary, service_missing
-
-
-@pytest.fixture
-def project(migrated: Postgres, database_url: str) -> Iterator[str]:
-    """The address of a project whose database is this test's own."""
-    try:
-        rest = PostgREST(database_url.replace("postgres@", "authenticator@"), postgrest_binary())
-        gateway = Gateway(rest)
-        try:
-            rest.start()
-            yield gateway.start().url
-        finally:
-            gateway.stop()
-            rest.stop()
-    except FileNotFoundError as error:
-        service_missing(str(error))
+from tests.support.servers import key_of
 
 
 def test_the_main_job_over_rest(new_system: NewSystem, project: str, recording: Path) -> None:

@@ -26,6 +26,16 @@ create table vibe_whisper (
   device_id text not null, date date not null, time_block text not null, transcription text,
   primary key (device_id, date, time_block)
 );
+create table dashboard (
+  device_id uuid not null, date date not null, time_block varchar(5) not null, prompt text, summary text, behavior text,
+  vibe_score double precision, analysis_result jsonb, status varchar(20), processed_at timestamptz,
+  created_at timestamptz default now(), updated_at timestamptz default now(), owner text,
+  primary key (device_id, date, time_block)
+);
+insert into dashboard (device_id, date, time_block, prompt, status) values
+  ('9f7d6e27-98c3-4c19-bdfb-f7fda58b9a93', '2025-07-18', '12-00', 'How was it?', 'pending'),
+  ('9f7d6e27-98c3-4c19-bdfb-f7fda58b9a93', '2025-07-18', '12-30', null, 'pending'),
+  ('9f7d6e27-98c3-4c19-bdfb-f7fda58b9a93', '2025-07-18', '13-00', 'And then?', 'completed');
 create table tools (id uuid primary key default gen_random_uuid());
 create table job_status (
   id uuid primary key default gen_random_uuid(), job_key text unique not null, title text not null, tool_id uuid,
@@ -83,12 +93,16 @@ def test_tables_and_rows_of_the_apps(empty_database_url: str, session: psycopg.C
     session.execute(OLD_TABLES.replace("{type}", kind))
     assert migrate(empty_database_url) == EVERYTHING
     device = "9f7d6e27-98c3-4c19-bdfb-f7fda58b9a93"
-    assert items(session) == [(f"{device}/2025-07-18T03:00:00Z", "pending")]
+    assert items(session) == [(f"{device}/2025-07-18/12-00", "pending"), (f"{device}/2025-07-18T03:00:00Z", "pending")]
     session.execute("update audio_files set transcriptions_status = 'pending', uploaded_by = 'phone'")
-    assert len(items(session)) == 2
+    session.execute("update dashboard set prompt = 'Well?' where prompt is null")
+    assert len(items(session)) == 4
     columns = session.execute("select count(*) from information_schema.columns where table_name = 'audio_files'")
     assert columns.fetchone() == (7,)
-    assert session.execute("select relrowsecurity from pg_class where relname = 'audio_files'").fetchone() == (False,)
+    secured = session.execute(
+        "select bool_or(relrowsecurity) from pg_class where relname in ('audio_files', 'dashboard')"
+    )
+    assert secured.fetchone() == (False,)
     assert session.execute("select last_status from job_status").fetchone() == ("success",)
     links = session.execute("select count(*) from pg_constraint where conname = 'job_status_tool_id_fkey'").fetchone()
     assert links == (1,)
@@ -117,6 +131,17 @@ def test_an_apps_table_that_lacks_what_is_needed(empty_database_url: str, sessio
     with pytest.raises(Permanent, match=r"public\.audio_files has no transcriptions_status\. Rename"):
         migrate(empty_database_url)
     assert session.execute("select to_regclass('vibe_whisper')").fetchone() == (None,)
+
+
+def test_a_dashboard_that_is_somebody_elses(empty_database_url: str, session: psycopg.Connection) -> None:
+    session.execute("create table dashboard (id int primary key, status text, device_id text)")
+    missing = "date, time_block, prompt, summary, behavior, vibe_score, analysis_result, processed_at, updated_at"
+    with pytest.raises(Permanent, match=rf"analysis\.sql .*public\.dashboard has no {missing}\. Rename"):
+        migrate(empty_database_url)
+    later = EVERYTHING[EVERYTHING.index("20261125000400_analysis") :]
+    assert pending(empty_database_url) == later
+    session.execute("alter table dashboard rename to panels")
+    assert migrate(empty_database_url) == later
 
 
 def test_behind_a_transaction_pooler(

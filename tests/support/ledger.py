@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, LiteralString
 
 import psycopg
+from psycopg.pq import ExecStatus
 from psycopg.rows import DictRow, dict_row
 
 from app.database import Database
@@ -48,7 +49,9 @@ class Ledger:
 
     def sql(self, statement: LiteralString, *values: object) -> list[Row]:
         cursor: psycopg.Cursor[DictRow] = self.app.execute(statement, values or None)
-        return cursor.fetchall() if cursor.description else []
+        # (Not its description: there is none for `select from …`, whose rows have no columns.)
+        has_rows = cursor.pgresult is not None and cursor.pgresult.status == ExecStatus.TUPLES_OK
+        return cursor.fetchall() if has_rows else []
 
     def one(self, statement: LiteralString, *values: object) -> Any:
         """The first column of the first row."""
@@ -67,6 +70,16 @@ class Ledger:
             device,
             count,
         )
+
+    def block(
+        self, device: str = "d1", block: str = "12-00", prompt: str | None = "How was it?", date: str = "2025-07-18"
+    ) -> str:
+        """The app inserts a dashboard row that waits; returns the item's key."""
+        self.sql(
+            "insert into dashboard (device_id, date, time_block, prompt) values (%s, %s, %s, %s)",
+            device, date, block, prompt,
+        )  # fmt: skip
+        return f"{device}/{date}/{block}"
 
     def status_of(self, key: str) -> str | None:
         """What the app's row says."""
@@ -114,6 +127,11 @@ class Ledger:
             " where (coalesce(r.transcriptions_status, '') = 'pending')"
             " <> (coalesce(i.state, '') in ('pending', 'queued', 'processing'))"
         )
+
+    def waits(self, lock: str) -> bool:
+        """Whether a session waits for such a lock, as `advisory` or `transactionid`."""
+        statement = "select from pg_stat_activity where datname = current_database() and wait_event = %s"
+        return bool(self.sql(statement, lock))
 
     # --- the program's calls ------------------------------------------------------------------------------------
 

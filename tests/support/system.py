@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -91,6 +92,13 @@ class System:
                 self.run("whisper", "-A", "workers.whisper", "worker", "-n", f"whisper-{id(self)}@%h", "-c", "2")
             else:
                 self.run("default", "-A", "workers.default", "worker", "-n", f"default-{id(self)}@%h")
+
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `celery -A app call …` as an operator would."""
+        command = [sys.executable, "-m", "celery", "-A", "app", "call", *arguments]
+        return subprocess.run(
+            command, env={**os.environ, **self.env}, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        )
 
     def log(self, name: str) -> str:
         return self.processes[name].log.read_text(encoding="utf-8", errors="replace")

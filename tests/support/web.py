@@ -71,10 +71,11 @@ class Site:
         return self
 
     def stop(self) -> None:
-        for browser in self._browsers:
-            browser.close()
+        self.app.state.toban.events.drop()  # a signal would do that
         self.server.should_exit = True
         self._thread.join(20)
+        for browser in self._browsers:
+            browser.close()
         self.services.close()
 
     def browser(self, headers: Mapping[str, str] = HTML) -> Browser:

@@ -57,18 +57,41 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "heavy: [] exit: 0" in shown
-    for command in ("up", "demo", "migrate", "add", "status", "reprocess", "doctor", "web", "user", "key"):
+    for command in (
+        "up",
+        "demo",
+        "migrate",
+        "add",
+        "status",
+        "reprocess",
+        "jobs",
+        "import-config",
+        "doctor",
+        "web",
+        "user",
+    ):
         assert f" {command} " in shown
 
 
-@pytest.mark.parametrize("arguments", [("nonsense",), ("add",), ("status", "--no-such-option"), ("add", "f")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("nonsense",), ("add",), ("status", "--no-such-option"), ("add", "f"), ("jobs", "set"), ("import-config",)],
+)
 def test_wrong_usage_ends_with_2(run: Run, arguments: tuple[str, ...]) -> None:
     assert run(*arguments) == 2
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("status",), ("migrate",), ("reprocess", "transcription", "--key", "k"), ("add", "f", "--device", "d")],
+    [
+        ("status",),
+        ("migrate",),
+        ("reprocess", "transcription", "--key", "k"),
+        ("add", "f", "--device", "d"),
+        ("jobs",),
+        ("jobs", "set", "analysis", "--pause"),
+        ("import-config", "config.json"),
+    ],
 )
 def test_without_settings_one_message_says_what_to_set(
     run: Run, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]

@@ -24,6 +24,8 @@ OpenSite = Callable[..., Site]
 # What answers to strangers, and what leads to a sign-in. Everything else must not.
 OPEN = {
     ("GET", "/health/live"),
+    ("HEAD", "/health/live"),
+    ("HEAD", "/health/ready"),
     ("GET", "/health/ready"),
     ("GET", "/sign-in"),
     ("POST", "/sign-in"),
@@ -180,12 +182,11 @@ def test_behind_a_proxys_path(open_site: OpenSite) -> None:
     assert answer.headers["location"] == "/toban/sign-in?next=%2Fincidents"
     answer = visitor.sign_in(next="/incidents")
     assert answer.headers["location"] == "/toban/incidents"
-    for path in ("/incidents", "/toban/incidents"):
-        page = visitor.get(path)
-        assert page.status_code == 200
-        assert page.text.count('href="/toban/') > 5
-        assert not re.findall(r'(?:href|src|action)="/(?!toban)', page.text)
-        assert 'aria-current="page"' in page.text
+    page = visitor.get("/incidents")
+    assert page.status_code == 200
+    assert page.text.count('href="/toban/') > 5
+    assert not re.findall(r'(?:href|src|action|data-events)="/(?!toban)', page.text)
+    assert 'aria-current="page"' in page.text
     assert visitor.get("/static/toban.css").status_code == 200
 
 

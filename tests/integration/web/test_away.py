@@ -75,7 +75,7 @@ def test_what_the_database_refuses_is_told(site: Site, monkeypatch: pytest.Monke
     call = site.services.database.call
 
     def missing(function: str, **params: object) -> object:
-        if function.startswith("toban_status"):
+        if function == "toban_incidents":
             return call("toban_edit_job", job="nothing")
         return call(function, **params)
 

@@ -104,10 +104,16 @@ def test_the_web_process(environment: dict[str, str], database_url: str) -> None
         with Browser(base) as visitor:
             assert visitor.submit(link, name="olga", password=PASSWORD).status_code == 303
             assert visitor.get("/incidents").status_code == 200
-        process.send_signal(signal.SIGINT)
+            with visitor.stream("GET", "/events") as stream:
+                lines = stream.iter_lines()
+                assert next(lines) == "event: hello"
+                process.send_signal(signal.SIGINT)
+                assert "event: goodbye" in list(lines)
         output, log = process.communicate(timeout=30)
     finally:
         process.kill()
+    assert "Cancel" not in log, "it ended by itself"
+    assert "Traceback" not in log
     assert PASSWORD not in output + log
     assert link.removeprefix("/welcome/") not in log
 

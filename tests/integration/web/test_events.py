@@ -2,7 +2,6 @@
 
 import queue
 import threading
-from collections.abc import Callable
 from typing import LiteralString
 
 import psycopg
@@ -113,11 +112,3 @@ def test_one_person_has_only_so_many_streams(site: Site, monkeypatch: pytest.Mon
     assert answer.status_code == 429
     assert Listener(site.signed_in("viktor")).thread.is_alive()
     assert all(page.thread.is_alive() for page in pages)
-
-
-def test_stopping_does_not_wait_for_open_pages(open_site: Callable[..., Site]) -> None:
-    site = open_site()
-    site.accounts.add("olga", "a-long-enough-password", "viewer")
-    page = Listener(site.signed_in())
-    site.server.should_exit = True
-    page.rest()

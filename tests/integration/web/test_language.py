@@ -68,6 +68,7 @@ def test_times_are_the_readers(site: Site) -> None:
     database = site.services.database
     report = {"job_key": "nightly", "title": "夜間", "status": "error", "finished_at": "2026-01-02T03:04:05Z"}
     database.call("toban_job_report", **report)
+    database.call("toban_monitor", min_every=0)
     browser = site.signed_in()
     assert "2026-01-02 12:04:05" in browser.get("/incidents").text, "DEVICE_TIMEZONE where the browser says nothing"
     browser.cookies.set("toban_zone", "Europe/Berlin")
@@ -86,6 +87,7 @@ def test_what_others_write_is_shown_as_text(site: Site) -> None:
     nasty = "<script>alert('x')</script>\" onload=\"x"
     report = {"job_key": "j", "status": "error", "finished_at": "2026-01-02T03:04:05Z"}
     site.services.database.call("toban_job_report", **report, title=nasty, message=nasty)
+    site.services.database.call("toban_monitor", min_every=0)
     text = site.signed_in().get("/incidents").text
     assert "<script>alert" not in text
     assert nasty in html.unescape(text)
