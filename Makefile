@@ -8,19 +8,20 @@ VENV := .venv/.made-$(HERE)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint openai bench chaos
+.PHONY: help demo up test lint openai bench screenshots chaos
 # A version that the tests ran with. Where only PyTorch's own index has a build without GPU libraries, install it first.
 TORCH ?= torch==2.13.0
 MAKEFLAGS += --no-print-directory
 
 help:
-	@echo "make demo    watch real speech become transcripts (AUDIO=folder: your own recordings)"
-	@echo "make up      run everything on this machine until Ctrl-C; the data stays in .toban/"
-	@echo "make test    lint, types and tests; missing servers skip theirs (PYTEST_ARGS=…); .ci/run skips none"
-	@echo "make lint    lint and types"
-	@echo "make openai  the second speech engine too: openai-whisper with PyTorch"
-	@echo "make bench   how fast it is, beside what else there is: docs/performance.md (a quarter of an hour)"
-	@echo "make chaos   kill real processes for a long time; nothing may be lost"
+	@echo "make demo         watch real speech become transcripts (AUDIO=folder: your own recordings)"
+	@echo "make up           run everything on this machine until Ctrl-C; the data stays in .toban/"
+	@echo "make test         lint, types and tests; missing servers skip theirs (PYTEST_ARGS=…); .ci/run skips none"
+	@echo "make lint         lint and types"
+	@echo "make openai       the second speech engine too: openai-whisper with PyTorch"
+	@echo "make bench        how fast it is, beside what else there is: docs/performance.md (a quarter of an hour)"
+	@echo "make screenshots  pictures of every page, into docs/images/"
+	@echo "make chaos        kill real processes for a long time; nothing may be lost"
 
 demo: .venv/.demo
 	@$(BIN)/toban demo
@@ -42,6 +43,9 @@ bench: .venv/.dev
 	@$(BIN)/python -m bench.overlap
 	@$(BIN)/python -m bench.speech
 	@$(BIN)/python -m bench.report
+
+screenshots: .venv/.dev
+	@$(BIN)/python -m bench.screenshots
 
 openai: .venv/.openai
 

@@ -6,6 +6,7 @@
     │   └── NotReady        this worker can't do any such work now: its model or its keys are missing
     │       └── Halted      no worker can: credit is used up, a key is refused; until a person or time changes that
     ├── Permanent           it will fail again until a person changes something
+    │   └── Refused         the database says what is wrong with what was asked for
     ├── BadAnswer           a model's answer can't be used; a new one may be
     ├── OutOfMemory         the work needs more memory than this worker has
     ├── NothingThere        there is nothing to do for this row
@@ -68,6 +69,17 @@ class Permanent(TobanError):
     """It will fail again until a person changes something."""
 
     kind = "permanent"
+
+
+class Refused(Permanent):
+    """What was asked for makes no sense or is not there; the message is for whoever asked.
+
+    `missing`: it is not there.
+    """
+
+    def __init__(self, message: str, *, missing: bool = False) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class BadAnswer(TobanError):

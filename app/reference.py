@@ -20,6 +20,7 @@ TITLES = {
     "monitor": "Monitor",
     "alerts": "Alerts",
     "portal": "Reports of jobs outside",
+    "web": "Web pages",
     "log": "Log",
 }
 CODES = {
@@ -41,6 +42,12 @@ CODES = {
     "E015": "The file of `ANALYSIS_PROMPT_TEMPLATE` does not exist.",
     "E016": "`LLM_LIMITER_URL` is not the address of a Redis, or may mean another than it seems to.",
     "E020": "`ALERT_URLS` holds something that is no address.",
+    "E030": "`WEB_BASE_URL` is not an http(s) address.",
+    "E031": "`TRUSTED_PROXIES` has something that is no IP address or network.",
+    "E032": "`SUPABASE_JWKS_URL` is not an https address.",
+    "E033": "Both `SUPABASE_JWT_SECRET` and `SUPABASE_JWKS_URL` are set.",
+    "E034": "`SUPABASE_JWT_SECRET` is too short to be safe.",
+    "E035": "`FLOWER_URL` is not an http(s) address.",
 }
 INTRODUCTION = """# Configuration
 

@@ -68,7 +68,7 @@ class Runtime:
     """`worker`: this process's name in the ledger; `node`: the Celery worker it belongs to; `slots`: items at once.
 
     `send` publishes an item's message, `tick` a job's; `killable`: whether the process may end itself to stop work that
-    hangs, because a parent will replace it.
+    hangs, because a parent will replace it; `memory_limit`: bytes at which that happens, for the pages.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Runtime:
         tick: Callable[[str], None],
         *,
         killable: bool,
+        memory_limit: int | None = None,
     ) -> None:
         self.services = services
         self.node = node
@@ -91,6 +92,7 @@ class Runtime:
         self._send = send
         self._tick = tick
         self._killable = killable
+        self._memory_limit = memory_limit
         self._works: dict[int, Work] = {}
         self._lost: dict[int, float] = {}
         self._overdue: set[str] = set()
@@ -198,7 +200,7 @@ class Runtime:
 
     def _live(self) -> None:
         interval = self.services.settings.ledger.heartbeat.total_seconds()
-        introduced = False
+        introduced = limit_told = False
         while not self._stop.is_set():
             with _told("heartbeat.failed"):
                 if not introduced:
@@ -207,6 +209,9 @@ class Runtime:
                     self.services.database.call("toban_sync_jobs", jobs=[job.row() for job in timetable().values()])
                     introduced = True
                 self.beat()
+                if self._memory_limit and not limit_told:
+                    self.services.database.call("toban_memory_limit", worker=self.worker, bytes=self._memory_limit)
+                    limit_told = True
             self._stop.wait(interval)
 
     def _serve(self) -> None:

@@ -55,8 +55,9 @@ class Services:
         self.database.close()
 
 
-def build_services(settings: Settings, pace: Pace = FRUGAL) -> Services:
-    database = open_database(settings.database)
+def build_services(settings: Settings, pace: Pace = FRUGAL, patience: float = 15) -> Services:
+    """`patience`: how long a call waits for a database connection, seconds."""
+    database = open_database(settings.database, patience=patience)
     ledger = Ledger(
         database,
         lease=settings.ledger.lease,

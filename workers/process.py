@@ -52,6 +52,7 @@ def start(slots: int, *, heartbeat: bool = True) -> Runtime:
         send_item,
         send_tick,
         killable=worker.forks,
+        memory_limit=worker.plan.child if worker.plan else None,
     )
     if heartbeat:
         _runtime.start()

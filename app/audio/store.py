@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from app.errors import Permanent
 from app.settings import Audio
@@ -28,6 +28,12 @@ class AudioStore(Protocol):
         that the look-up may take in all. A key that can't be looked up, or not in time, counts as present, so that
         `fetch` gets to say what is wrong with it.
         Raises `Permanent` if listing is not permitted, `Transient` if the store fails.
+        """
+
+    def playable(self, file_path: str, seconds: int) -> BinaryIO | str:
+        """The recording for a browser: an open file, or an address at which it is read for the next `seconds`.
+
+        Raises as `fetch` does; whether there is such a recording at an address is only known to who asks there.
         """
 
 

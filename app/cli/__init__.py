@@ -252,6 +252,112 @@ def test_alerts() -> None:
     test()
 
 
+@app.command()
+def web(
+    *,
+    host: Annotated[str | None, typer.Option(help="The address to listen on; default: WEB_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port; default: WEB_PORT.", min=1, max=65535)] = None,
+    link: Annotated[bool, typer.Option(help="Print a one-time link to the first account while there is none.")] = True,
+) -> None:
+    """Show incidents, jobs and work in a browser."""
+    from app.cli.web import web
+
+    web(host, port, link=link)
+
+
+users = typer.Typer(name="user", help="Who may sign in to the web pages.", no_args_is_help=True)
+app.add_typer(users)
+keys = typer.Typer(name="key", help="What programs sign in with.", no_args_is_help=True)
+app.add_typer(keys)
+
+
+class UserRole(StrEnum):
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+
+
+UserName = Annotated[str, typer.Argument(metavar="NAME")]
+WhichRole = Annotated[
+    UserRole, typer.Option("--role", help="viewer: sees everything; operator: may also press buttons.")
+]
+
+
+@users.command("add")
+def add_user(name: UserName, role: WhichRole = UserRole.VIEWER) -> None:
+    """Make an account. The password is asked for, or read from a pipe."""
+    from app.cli.accounts import add_user
+
+    add_user(name, role.value)
+
+
+@users.command("list")
+def list_users() -> None:
+    """Show the accounts."""
+    from app.cli.accounts import list_users
+
+    list_users()
+
+
+@users.command("rm")
+def remove_user(name: UserName) -> None:
+    """Remove an account; its sessions end."""
+    from app.cli.accounts import remove_user
+
+    remove_user(name)
+
+
+@users.command("password")
+def set_password(name: UserName) -> None:
+    """Give an account a new password; its sessions end."""
+    from app.cli.accounts import set_password
+
+    set_password(name)
+
+
+@users.command("role")
+def set_role(name: UserName, role: WhichRole) -> None:
+    """Give an account another role, at once."""
+    from app.cli.accounts import set_role
+
+    set_role(name, role.value)
+
+
+@users.command("link")
+def link_user(name: UserName) -> None:
+    """Print a one-time link by which somebody sets a new password."""
+    from app.cli.accounts import link_user
+
+    link_user(name)
+
+
+@keys.command("add")
+def add_key(
+    name: UserName,
+    scope: Annotated[list[str], typer.Option(help="badge, read or operate; may be given often.", metavar="SCOPE")],
+    days: Annotated[int | None, typer.Option(help="The key ends after so many days; default: never.", min=1)] = None,
+) -> None:
+    """Make an API key; it is shown once."""
+    from app.cli.accounts import add_key
+
+    add_key(name, scope, days)
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """Show the keys' names, scopes and last use."""
+    from app.cli.accounts import list_keys
+
+    list_keys()
+
+
+@keys.command("revoke")
+def revoke_key(name: UserName) -> None:
+    """End a key at once."""
+    from app.cli.accounts import revoke_key
+
+    revoke_key(name)
+
+
 models = typer.Typer(name="models", help="The speech engines' models on this machine.", no_args_is_help=True)
 app.add_typer(models)
 

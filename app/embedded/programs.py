@@ -57,6 +57,12 @@ def celery(run: Path, mark: str, grace: float) -> list[Program]:
     return [Program(name, line, "work", cwd=PROJECT, grace=seconds, settled_after=5) for name, line in lines.items()]
 
 
+def pages() -> Program:
+    """The web pages. `toban up` prints the link to the first account itself, so that no log has it."""
+    command = [sys.executable, "-m", "app.cli", "web", "--no-link"]
+    return Program("web", command, "work", cwd=PROJECT, grace=GRACE_MARGIN)
+
+
 def configuration(programs: Iterable[Program], data: Path, run: Path) -> str:
     """The supervisor's configuration. It starts the servers itself; the group `work` is started when they are ready."""
     programs = list(programs)

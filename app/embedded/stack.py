@@ -1,5 +1,6 @@
 """The embedded stack: everything Toban needs on one machine, without root, Docker or an account."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from app.database import Database, open_database
 from app.embedded import checks, folders, processes, servers
 from app.embedded.environment import StandIn, absolute, own_values, settings_of, stand_ins
 from app.embedded.errors import StackError
-from app.embedded.programs import GRACE_MARGIN, WORKERS, Program, celery, configuration
+from app.embedded.programs import GRACE_MARGIN, WORKERS, Program, celery, configuration, pages
 from app.embedded.supervision import State, Supervisor
 from app.settings import Settings
 
@@ -26,7 +27,8 @@ class Stack:
     """PostgreSQL, Valkey, the workers and beat under a supervisor; what the user has set is used instead.
 
     `data`: folder that keeps everything; `own`: what the user has set, default: the environment and `.env`;
-    `workers`: False starts the servers alone; `say`: gets a line for each step.
+    `workers`: False starts the servers alone; `web`: the pages too, on another port where theirs is taken; `say`: gets
+    a line for each step.
     As a context manager it is ready inside the block, and stopped after it.
     """
 
@@ -36,6 +38,7 @@ class Stack:
         own: Mapping[str, str] | None = None,
         *,
         workers: bool = True,
+        web: bool = False,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.data = data.resolve()
@@ -43,6 +46,7 @@ class Stack:
         self.environment: dict[str, str] = {}
         self._own = own
         self._workers = workers
+        self._web = web
         self._say = say
         self._lock: TextIO | None = None
         self._run = self.data / "run"
@@ -93,10 +97,12 @@ class Stack:
         own = own_values() if self._own is None else self._own
         self.stand_ins = stand_ins(own, self.data, self._run)
         checks.check_installed(set(self.filled))
-        env = folders.write_env(self.data, self.filled)
+        port = self._free_port(own) if self._web else {}
+        env = folders.write_env(self.data, self.filled | port)
         self.environment = {
             **absolute(own),
             **self.filled,
+            **port,
             "TOBAN_ENV_FILE": str(env),  # the user's own files have been read
             "TMPDIR": str(self.data / "tmp"),
             processes.MARK: str(self.data),
@@ -111,6 +117,16 @@ class Stack:
         self._supervisor = Supervisor(config, self._run)
         self._supervisor.start(self.environment, self.data / "logs/supervisor.err")
 
+    def _free_port(self, own: Mapping[str, str]) -> dict[str, str]:
+        """WEB_PORT, where the pages' own port is taken."""
+        from app.web.server import listen
+
+        web = settings_of({**absolute(own), **self.filled, "TOBAN_ENV_FILE": os.devnull}).web
+        for port in (web.web_port, 0):
+            with contextlib.suppress(OSError), listen(web.web_host, port) as free:
+                return {} if port else {"WEB_PORT": str(free.getsockname()[1])}
+        return {}  # its host is not this machine's, as the program will say
+
     def _programs(self) -> list[Program]:
         programs = []
         if "DATABASE_URL" in self.filled:
@@ -121,6 +137,8 @@ class Stack:
             programs.append(servers.valkey(self.data, self._run))
         if self._workers:
             programs += celery(self._run, self._mark, self.settings.ledger.shutdown_grace.total_seconds())
+        if self._web:
+            programs.append(pages())
         return programs
 
     def wait_ready(self, timeout: float = 120) -> None:
@@ -140,13 +158,15 @@ class Stack:
         with self.database() as database:
             if "DATABASE_URL" not in self.filled:
                 checks.check_own(database)
-            if not self._workers or self._supervisor is None:
+            if not (self._workers or self._web) or self._supervisor is None:
                 return
-            self._say("Starting the workers and beat")
+            self._say("Starting the workers and beat" if self._workers else "Starting the pages")
             self._supervisor.start_group("work")
-            for name, queues in WORKERS.items():
+            for name, queues in WORKERS.items() if self._workers else ():
                 listens = partial(checks.listens, database, queues, self._mark)
                 self._wait(f"worker-{name}", listens, deadline, falls)
+            if self._web:
+                self._wait("web", partial(checks.web_answers, self.settings.web), deadline, falls)
 
     def _wait(self, name: str, ready: Callable[[], bool], deadline: float, falls: dict[str, set[int]]) -> None:
         while not ready():

@@ -15,6 +15,7 @@ from app.settings.gpt import Gpt
 from app.settings.group import Group, Memory, Seconds, Zone, scheme
 from app.settings.monitor import Alerts, Monitor, Portal
 from app.settings.problems import Problem
+from app.settings.web import Web
 
 # Problems with the source of recordings, which only a process that reads them has.
 SOURCE_OF_RECORDINGS = frozenset({"E006", "E007", "E008"})
@@ -283,6 +284,7 @@ class Settings(BaseModel):
     monitor: Monitor
     alerts: Alerts
     portal: Portal
+    web: Web
     log: Log
 
 
@@ -296,5 +298,6 @@ GROUPS: dict[str, type[Group]] = {
     "monitor": Monitor,
     "alerts": Alerts,
     "portal": Portal,
+    "web": Web,
     "log": Log,
 }

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from botocore.exceptions import (
     FlexibleChecksumError,
@@ -83,6 +84,19 @@ def test_fetch_writes_the_bytes(case: Case, tmp_path: Path, key: str, data: byte
     case.store.fetch(key, tmp_path / "audio")
     assert (tmp_path / "audio").read_bytes() == data
     assert case.store.present([key]) == {key}
+
+
+@pytest.mark.parametrize("key", [f"{DAY}/12-00/audio.wav", "files/部屋 1/2025-07-18/12-00/録音+%20?#.wav"])
+def test_a_browser_may_read_it(case: Case, key: str) -> None:
+    case.put(key, b"sound" * 20)
+    found = case.store.playable(key, 60)
+    if isinstance(found, str):
+        part = httpx.get(found, headers={"Range": "bytes=5-9"})
+        assert (part.status_code, part.content) == (206, b"sound")
+        assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in found
+    else:
+        with found:
+            assert found.read() == b"sound" * 20
 
 
 def test_what_is_missing_is_nothing_there(case: Case, tmp_path: Path) -> None:

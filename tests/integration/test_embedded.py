@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import psycopg
 import pytest
@@ -17,6 +18,7 @@ import redis
 
 from app.embedded import Stack, StackError, processes
 from app.embedded.environment import PLACES
+from app.web.server import listen
 from tests.support.servers import service_missing
 
 OWN = {name: value for name, value in os.environ.items() if name not in PLACES}
@@ -110,6 +112,19 @@ def test_other_terminals_find_it(running: Stack) -> None:
 def test_no_port_is_open(running: Stack) -> None:
     for process in processes.ours(str(running.data)):
         assert [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN] == []
+
+
+def test_the_pages_take_another_port_where_theirs_is_taken(tmp_path: Path) -> None:
+    with listen("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        own = {**OWN, "WEB_PORT": str(port)}
+        with Stack(tmp_path, own, workers=False, web=True) as stack:
+            web = stack.settings.web
+            assert web.web_port != port
+            assert httpx.get(f"http://127.0.0.1:{web.web_port}/health/ready").json() == {"status": "ok"}
+            assert f"WEB_PORT='{web.web_port}'" in (tmp_path / "env").read_text(encoding="utf-8")
+            assert "/welcome/" not in (tmp_path / "logs/web.log").read_text(encoding="utf-8")
 
 
 def test_nobody_else_can_enter_the_sockets_folder(running: Stack) -> None:

@@ -17,7 +17,10 @@ from app.health import duration, overdue, share
 from app.settings import env_files
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = ("DATABASE_URL", "SUPABASE_", "CELERY_", "REDIS_URL", "AUDIO", "S3_", "AWS_", "WHISPER_", "TOBAN_", "LOG_")
+SETTINGS = (
+    *("DATABASE_URL", "SUPABASE_", "CELERY_", "REDIS_URL", "AUDIO", "S3_", "AWS_"),
+    *("WHISPER_", "TOBAN_", "WEB_", "TC_PORTAL_", "LOG_"),
+)
 Run = Callable[..., int]
 
 
@@ -54,7 +57,19 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "heavy: [] exit: 0" in shown
-    for command in ("up", "demo", "migrate", "add", "status", "reprocess", "jobs", "import-config", "doctor"):
+    for command in (
+        "up",
+        "demo",
+        "migrate",
+        "add",
+        "status",
+        "reprocess",
+        "jobs",
+        "import-config",
+        "doctor",
+        "web",
+        "user",
+    ):
         assert f" {command} " in shown
 
 

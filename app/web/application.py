@@ -1,0 +1,61 @@
+"""The composition root of the web process."""
+
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from app.monitor.tick import Monitor
+from app.services import Services
+from app.web import failures, routes
+from app.web.accounts import Accounts
+from app.web.events import Events
+from app.web.headers import Guard
+from app.web.rates import Rates
+from app.web.reader import ReaderMiddleware
+from app.web.signing import Signing
+from app.web.state import State
+from app.web.supabase_auth import SupabaseAuth
+
+
+def create_app(services: Services) -> FastAPI:
+    """The pages over `services`, which the caller closes. Nothing connects before the first request."""
+    settings = services.settings
+    state = State(
+        services,
+        Accounts(services.database, settings.web),
+        Signing(settings.web, services.database),
+        SupabaseAuth(settings.web),
+        Rates(),
+        Events(services.database),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        stop = threading.Event()
+        # Should all else be dead, this process still looks, and tells people.
+        watch = threading.Thread(target=lambda: Monitor(services).run(stop), name="toban-monitor", daemon=True)
+        watch.start()
+        async with state.events.polling():
+            yield
+        stop.set()
+        await run_in_threadpool(watch.join, 5)
+
+    app = FastAPI(
+        title="Toban",
+        lifespan=lifespan,
+        # Their pages come from elsewhere, and would tell strangers what there is.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.state.toban = state
+    failures.install(app)
+    routes.install(app)
+    # The last one is the outermost.
+    app.add_middleware(failures.Calm)
+    app.add_middleware(ReaderMiddleware, settings=settings)
+    app.add_middleware(Guard, https=settings.web.secure)
+    return app
