@@ -165,14 +165,16 @@ begin
   from jsonb_to_recordset(v_troubles) as t (fingerprint text, last_at timestamptz)
   where i.fingerprint = t.fingerprint and i.recovered_at is null and i.kind = 'job' and i.dismissed_at < t.last_at;
 
-  update public.incidents i set title = t.title, reason = t.reason, details = t.details, log_tail = t.log_tail,
-    last_at = greatest(i.last_at, t.last_at), settle = t.settle,
-    -- Items that are resolved one by one are fewer and fewer; failures only add up.
-    count = case when i.kind in ('items', 'worker') then t.count else greatest(i.count, t.count) end
-  from jsonb_populate_recordset(null::public.incidents, v_troubles) t
-  where i.fingerprint = t.fingerprint and i.recovered_at is null
-    and (i.title, i.reason, i.details, i.log_tail, i.last_at, i.count)
-      is distinct from (t.title, t.reason, t.details, t.log_tail, t.last_at, t.count);
+  update public.incidents i set title = n.title, reason = n.reason, details = n.details, log_tail = n.log_tail,
+    last_at = n.latest, count = n.times, settle = n.settle
+  from (
+    select i.id, t.title, t.reason, t.details, t.log_tail, t.settle, greatest(i.last_at, t.last_at) as latest,
+      -- Items that are resolved one by one are fewer and fewer; failures only add up.
+      case when i.kind in ('items', 'worker') then t.count else greatest(i.count, t.count) end as times
+    from jsonb_populate_recordset(null::public.incidents, v_troubles) t
+    join public.incidents i on i.fingerprint = t.fingerprint and i.recovered_at is null) n
+  where i.id = n.id and (i.title, i.reason, i.details, i.log_tail, i.last_at, i.count, i.settle)
+    is distinct from (n.title, n.reason, n.details, n.log_tail, n.latest, n.times, n.settle);
 
   with back as (
     update public.incidents i set recovered_at = null, flaps = i.flaps + 1, reason = t.reason, details = t.details,

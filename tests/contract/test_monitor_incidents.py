@@ -206,6 +206,23 @@ def test_flapping_is_one_incident(ledger: Ledger) -> None:
     assert (found["flapping"], found["flaps"]) == (True, 4)
 
 
+def test_a_look_that_finds_nothing_new_writes_nothing(ledger: Ledger) -> None:
+    """Pages follow what is written."""
+    sync(ledger)
+    fail_item(ledger, "it is corrupt")
+    for status in ("error", "error", "success", "error"):
+        report(ledger, status)
+        look(ledger)
+    ledger.sql("update beats set ticked_at = now() - interval '1 hour'")
+    ledger.call("worker_trouble", queues=["whisper"], node="n1", reason="it does not fit")
+    look(ledger)
+    tables = "select id, xmin::text, flaps from incidents order by id"
+    before = ledger.sql(tables)
+    look(ledger)
+    assert ledger.sql(tables) == before
+    assert max(row["flaps"] for row in before) == 1
+
+
 def test_what_comes_back_later_is_a_new_one(ledger: Ledger) -> None:
     report(ledger, "error")
     look(ledger)
