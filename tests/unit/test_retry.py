@@ -16,6 +16,7 @@ from app.errors import (
     OutOfMemory,
     Permanent,
     RateLimited,
+    Refused,
     TobanError,
     Transient,
 )
@@ -42,6 +43,7 @@ def most(_low: float, high: float) -> float:
         (Halted("no credit", "credit"), 1, Retry(NOW + timedelta(minutes=10), counted=False)),
         (Halted("over budget", "budget", seconds=90), 99, Retry(NOW + timedelta(seconds=90), counted=False)),
         (Permanent("corrupt"), 1, Fail()),
+        (Refused("there is no such row", missing=True), 1, Fail()),
         (BadAnswer("no JSON"), 1, Retry(NOW + timedelta(seconds=4))),
         (BadAnswer("no JSON"), 2, Fail()),
         (OutOfMemory("bad_alloc"), 1, Retry(NOW + timedelta(seconds=4))),
@@ -72,6 +74,7 @@ def test_no_error_is_forgotten() -> None:
         OutOfMemory,
         Permanent,
         RateLimited,
+        Refused,
         Transient,
     }
 
