@@ -38,9 +38,8 @@ _STATES = {
 _CAUSES = {
     "budget": mark("budget used up"),
     "credit": mark("credit used up"),
-    "quota": mark("credit used up"),
     "key": mark("key refused"),
-    "auth": mark("key refused"),
+    "model": mark("no such model"),
     "rate": mark("too many requests"),
 }
 _FILTERS = {
