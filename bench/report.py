@@ -59,7 +59,7 @@ def _machine(results: Mapping[str, Figures], _: str) -> str:
     of = results["speech"]["machine"]
     libraries = ", ".join(f"{name} {number}" for name, number in of["libraries"].items())
     busy = of["load_before"]
-    beside = f" Others were busy on it: its load was {busy} before." if busy > 0.3 else ""
+    beside = f" Others had been busy on it until then: its load was {busy}." if busy > 0.3 else ""
     return (
         f"{of['processor']}, {of['cores']} cores, {of['memory_gb']} GB; Python {of['python']}, {libraries}. "
         f"{results['speech']['rounds']} rounds.{beside}"
@@ -136,40 +136,6 @@ def _ledger(results: Mapping[str, Figures], _: str) -> str:
     return f"{table}\n\n{told}"
 
 
-def _long(results: Mapping[str, Figures], _: str) -> str:
-    """The memory of each engine by the recording's length."""
-    engines = results["long"]["engines"]
-    lengths = [run["minutes"] for run in next(iter(engines.values()))["runs"]]
-    rows = [
-        (
-            engine,
-            f"{of['pace']['threads']} × {of['pace']['batch']}",
-            *(f"{run['peak_mb']} MB" for run in of["runs"]),
-            f"{of['ratio']:.2f}",
-        )
-        for engine, of in engines.items()
-    ]
-    return _table(("engine", "threads × chunks", *(f"{minutes} minutes" for minutes in lengths), "ratio"), rows)
-
-
-def _day(results: Mapping[str, Figures], _: str) -> str:
-    of = results["day"]
-    states = ", ".join(f"{count} {state}" for state, count in of["states"].items())
-    rows = [
-        ("recordings", f"{of['files']}, {of['hours']:.0f} h in all"),
-        ("model", f"random weights of the size {of['size']}"),
-        ("limit, which the kernel enforces", f"{of['limit_mb']} MB"),
-        ("plan", of["plan"]),
-        ("they became", f"{states}; {of['tries']} tries at most"),
-        ("highest memory of the whole worker", f"{of['peak_mb']} MB"),
-        ("highest of the control group, with the files it read", f"{of['group_peak_mb']} MB"),
-        ("processes that the kernel killed", str(of["killed_by_kernel"])),
-        ("children that worked", str(of["children"])),
-        ("time", f"{of['seconds'] / 60:.0f} minutes, {of['times_real_time']:.0f} × real time"),
-    ]
-    return _table(("", ""), rows).replace("---:", "---")
-
-
 def _analysis(results: Mapping[str, Figures], _: str) -> str:
     """What faults cost, and whether the pace is kept."""
     of = results["analysis"]
@@ -191,8 +157,6 @@ TABLES: Mapping[str, Callable[[Mapping[str, Figures], str], str]] = {
     "speech": _speech,
     "starts": _starts,
     "waits": _waits,
-    "long": _long,
-    "day": _day,
     "overlap": _overlap,
     "ledger": _ledger,
     "analysis": _analysis,

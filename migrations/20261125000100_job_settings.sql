@@ -144,28 +144,5 @@ language sql stable security definer set search_path = '' set statement_timeout 
   from public.jobs j
 $$;
 
--- Change a job; what is not named stays. p: job, and any of enabled, every (s), at (s), zone, batch_limit, timeout (s)
--- and filters {name: value}; null takes a limit, a timeout or a filter away. → edited
-create or replace function public.toban_edit_job(p jsonb) returns jsonb
-language plpgsql security definer set search_path = '' set statement_timeout = '15s' as $$
-begin
-  update public.jobs set
-    enabled = coalesce((p ->> 'enabled')::boolean, enabled),
-    every = coalesce((p ->> 'every')::numeric * interval '1 s', every),
-    at = coalesce((p ->> 'at')::numeric * interval '1 s', at),
-    zone = coalesce(p ->> 'zone', zone),
-    batch_limit = case when p ? 'batch_limit' then (p ->> 'batch_limit')::integer else batch_limit end,
-    timeout = case when p ? 'timeout' then (p ->> 'timeout')::numeric * interval '1 s' else timeout end,
-    filters = jsonb_strip_nulls(filters || coalesce(p -> 'filters', '{}')),
-    updated_at = now()
-  where job = p ->> 'job';
-  if not found then
-    raise exception 'there is no job %; the jobs are %', p ->> 'job',
-      (select string_agg(job, ', ' order by job) from public.jobs) using errcode = 'TB404';
-  end if;
-  return jsonb_build_object('edited', true);
-end
-$$;
-
 select public.toban_lock_down();
 notify pgrst, 'reload schema';

@@ -211,32 +211,6 @@ language sql stable security definer set search_path = '' set statement_timeout 
   from budget
 $$;
 
--- The ledger's tables are for the service alone, and so are the sequences behind their ids; a later table's migration
--- ends with this.
-create or replace function public.toban_lock_table(p_table text) returns void
-language plpgsql set search_path = '' as $$
-declare
-  v_roles text := (select string_agg(quote_ident(rolname), ', ') from pg_catalog.pg_roles
-                   where rolname in ('anon', 'authenticated'));
-  v_sequence text;
-begin
-  execute format('alter table public.%I enable row level security', p_table);
-  if v_roles is not null then
-    execute format('revoke all on public.%I from %s', p_table, v_roles);
-    for v_sequence in
-      select d.objid::regclass::text from pg_catalog.pg_depend d
-      join pg_catalog.pg_class c on c.oid = d.objid and c.relkind = 'S'
-      where d.refobjid = format('public.%I', p_table)::regclass
-    loop
-      execute format('revoke all on sequence %s from %s', v_sequence, v_roles);
-    end loop;
-  end if;
-  if exists (select from pg_catalog.pg_roles where rolname = 'service_role') then
-    execute format('grant select on public.%I to service_role', p_table);
-  end if;
-end
-$$;
-
 select public.toban_lock_table(t) from unnest(array['llm_calls', 'llm_days']) t;
 select public.toban_lock_down();
 notify pgrst, 'reload schema';
