@@ -27,7 +27,7 @@ MODEL = "tiny.en"
 
 @dataclass(frozen=True)
 class StandIn:
-    """A setting that the stack fills in, or stands in for; `log`: the program whose log says so."""
+    """A setting that the stack fills in, or with an empty `value` stands in for; `log`: the program that says so."""
 
     setting: str
     value: str

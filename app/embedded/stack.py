@@ -63,7 +63,7 @@ class Stack:
     @property
     def filled(self) -> dict[str, str]:
         """The settings that a stand-in provides."""
-        return {stand_in.setting: stand_in.value for stand_in in self.stand_ins}
+        return {stand_in.setting: stand_in.value for stand_in in self.stand_ins if stand_in.value}
 
     @contextmanager
     def database(self) -> Iterator[Database]:
@@ -96,7 +96,7 @@ class Stack:
         self._run = folders.make_run(self.data)
         own = own_values() if self._own is None else self._own
         self.stand_ins = stand_ins(own, self.data, self._run)
-        checks.check_installed(set(self.filled))
+        checks.check_installed({stand_in.setting for stand_in in self.stand_ins})
         port = self._free_port(own) if self._web else {}
         env = folders.write_env(self.data, self.filled | port)
         self.environment = {
