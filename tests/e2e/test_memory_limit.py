@@ -45,9 +45,9 @@ def test_a_model_that_does_not_fit_is_refused_and_all_else_goes_on(new_system: N
     assert "medium" not in said.split("these fit:")[1]
     assert "Traceback" not in said
 
-    shown = toban(system, "status").stdout
-    assert "Worker of the queue whisper" in shown
-    assert "WHISPER_MODEL" in shown
+    # The next look at everything, some seconds later, makes an incident of it.
+    system.wait_until(lambda _: "Worker of the queue whisper" in toban(system, "status").stdout)
+    assert "WHISPER_MODEL" in toban(system, "status").stdout
     # Everybody else works on: the dispatcher runs, and the row waits for a worker.
     system.wait_until(lambda _: bool(system.sql("select * from jobs where last_status = 'success'")))
     assert system.states() == {"pending": 1}
