@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from tests.e2e.conftest import NewSystem
-from tests.support.servers import ROOT
+from tests.support.servers import ROOT, wait_for
 from tests.support.system import System
 
 WORKER = ["-A", "workers.whisper", "worker"]
@@ -86,7 +86,15 @@ def control_group() -> Iterator[Path]:
     except OSError as error:
         pytest.skip(f"this machine lets nobody make a control group: {error}")
     yield group
-    group.rmdir()
+
+    def is_removed() -> bool:
+        try:
+            group.rmdir()
+        except OSError:  # what was killed a moment ago is still in it
+            return False
+        return True
+
+    wait_for(is_removed, "the end of the control group")
 
 
 def test_the_limit_of_the_container_is_the_workers(control_group: Path, new_system: NewSystem, recording: Path) -> None:
