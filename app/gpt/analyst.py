@@ -81,7 +81,7 @@ def counted(model: str, usage: Usage | None, own: Mapping[str, Price], *, batch:
         "prompt_tokens": usage.prompt,
         "cached_tokens": usage.cached,
         "completion_tokens": usage.completion,
-        "cost": _text(cost(model, usage.prompt, usage.cached, usage.completion, own, batch=batch)),
+        "cost": as_text(cost(model, usage.prompt, usage.cached, usage.completion, own, batch=batch)),
     }
 
 
@@ -184,10 +184,10 @@ class Analyst:
             "toban_begin_call",
             **work.attempt.fence,
             model=model,
-            cost=_text(cost(model, tokens, 0, ANSWER_TOKENS, gpt.llm_prices)),
+            cost=as_text(cost(model, tokens, 0, ANSWER_TOKENS, gpt.llm_prices)),
             zone=self._zone,
-            daily=_text(gpt.llm_budget_daily),
-            monthly=_text(gpt.llm_budget_monthly),
+            daily=as_text(gpt.llm_budget_daily),
+            monthly=as_text(gpt.llm_budget_monthly),
         )
         if answer.get("lost"):
             raise LeaseLost("another attempt owns the item")
@@ -215,5 +215,6 @@ class Analyst:
             log.warning("call.untold", call=told["call"], outcome=told["outcome"], reason=str(error))
 
 
-def _text(amount: Decimal | None) -> str | None:
+def as_text(amount: Decimal | None) -> str | None:
+    """An amount as JSON carries it without loss."""
     return None if amount is None else str(amount)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from app.errors import Halted, LeaseLost, Permanent, RateLimited, TobanError, Transient
-from app.gpt.analyst import ANSWER_TOKENS, counted, estimated_tokens, row_of
+from app.gpt.analyst import ANSWER_TOKENS, as_text, counted, estimated_tokens, row_of
 from app.gpt.answers import SCHEMA_LEVEL, completion_of
 from app.gpt.batch_api import BatchApi, Line, ending, had_no_turn, line_of
 from app.gpt.chat import build_chat
@@ -180,10 +180,10 @@ class _Lane:
         noted = self._call(
             "toban_begin_batch",
             batch=number,
-            calls=[{"id": item, "cost": _text(estimate)} for item, estimate in estimates.items()],
+            calls=[{"id": item, "cost": as_text(estimate)} for item, estimate in estimates.items()],
             zone=self._zone,
-            daily=_text(self._gpt.llm_budget_daily),
-            monthly=_text(self._gpt.llm_budget_monthly),
+            daily=as_text(self._gpt.llm_budget_daily),
+            monthly=as_text(self._gpt.llm_budget_monthly),
         )
         return noted["sent"], noted.get("over")
 
@@ -373,7 +373,3 @@ def _attempt(item: Mapping[str, Any]) -> Attempt:
         queue=QUEUE,
         timeout=None,
     )
-
-
-def _text(amount: object) -> str | None:
-    return None if amount is None else str(amount)
