@@ -317,7 +317,8 @@ def test_limits_are_learned_from_the_server(redis_server: Redis) -> None:
 
 def test_a_429_of_one_slows_all(redis_server: Redis) -> None:
     """Nobody was told a limit. While the pause that one process was asked for lasts, the other is silent too."""
-    with serving(OpenAIServer(retry_after=2)) as server:
+    # An answer takes long enough for the process that was refused to tell the other before that one's next call.
+    with serving(OpenAIServer(retry_after=2, latency=0.4)) as server:
         callers(server, redis_server.url, "--calls", "1", "--threads", "1")  # nothing to learn yet
         server.script.append("429")
         ended = callers(server, redis_server.url, "--calls", "10", "--threads", "1")

@@ -334,7 +334,7 @@ class _Handler(BaseHTTPRequestHandler):
     def chat(self, body: Mapping[str, Any]) -> None:
         fake = self.server.fake
         reply = fake.answer(body, {name.lower(): value for name, value in self.headers.items()})
-        if fake.latency:
+        if fake.latency and reply.status != 429:  # nobody thinks long about a refusal
             fake.released.wait(Random(f"{fake.seed}/{len(fake.calls)}").uniform(0.5, 1.5) * fake.latency)
         if reply.fault in WIRE:
             self.close_connection = True
