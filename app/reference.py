@@ -17,6 +17,7 @@ TITLES = {
     "whisper": "Speech",
     "gpt": "Analysis",
     "ledger": "Ledger and workers",
+    "retention": "Retention",
     "monitor": "Monitor",
     "alerts": "Alerts",
     "portal": "Reports of jobs outside",

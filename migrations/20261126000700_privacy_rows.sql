@@ -11,6 +11,14 @@ create table if not exists public.forgotten_recordings (
 );
 comment on table public.forgotten_recordings is 'deleted rows of audio_files whose words are not gone yet';
 
+-- Recordings whose audio Toban has deleted, so that no object is deleted again every day.
+create table if not exists public.deleted_audio (
+  device_id text not null,
+  recorded_at timestamptz not null,
+  deleted_at timestamptz not null default clock_timestamp(),
+  primary key (device_id, recorded_at)
+);
+
 create type public.toban_block as (device_id text, date date, time_block text);
 
 -- Nobody else writes texts of these blocks until the transaction ends. A finish holds `toban:blocks` shared and its one
@@ -87,6 +95,8 @@ language plpgsql set search_path = '' as $$
 declare
   v_blocks public.toban_block[];
 begin
+  delete from public.deleted_audio d using unnest(p_gone) g
+    where d.device_id = g.device_id and d.recorded_at = g.recorded_at;
   select array_agg(distinct row(x.device_id, x.date, x.time_block)::public.toban_block) into v_blocks from (
     -- (A day that its month does not have makes no error.)
     select g.device_id, coalesce(t.date, make_date(m[1]::integer, m[2]::integer, 1) + m[3]::integer - 1) as date,
@@ -136,9 +146,10 @@ create trigger toban_transcription_forget after delete on public.audio_files ref
   for each statement execute function public.toban_on_recordings_deleted();
 
 -- The rest of what was deleted. A row that is there again keeps its words: it waits, and will be heard anew, or the app
--- has put it back. p: limit? (default 1000) → forgotten, more (call again)
+-- has put it back. What somebody still holds is left for the next time. p: limit? (default 1000) → forgotten, more (call
+-- again)
 create or replace function public.toban_forget_recordings(p jsonb) returns jsonb
-language plpgsql security definer set search_path = '' set statement_timeout = '60s' as $$
+language plpgsql security definer set search_path = '' set statement_timeout = '60s' set lock_timeout = '5s' as $$
 declare
   v_gone public.forgotten_recordings[];
   v_limit integer := coalesce((p ->> 'limit')::integer, 1000);
@@ -150,12 +161,14 @@ begin
     where f.device_id = mine.device_id and f.recorded_at = mine.recorded_at returning f.*
   )
   select array_agg(taken) into v_gone from taken;
-  if v_gone is null then
-    return jsonb_build_object('forgotten', 0, 'more', false);
+  if v_gone is not null then
+    perform public.toban_forget(array(select g from unnest(v_gone) g where not exists (
+      select from public.audio_files a where a.device_id::text = g.device_id and a.recorded_at = g.recorded_at)));
   end if;
-  perform public.toban_forget(array(select g from unnest(v_gone) g where not exists (
-    select from public.audio_files a where a.device_id::text = g.device_id and a.recorded_at = g.recorded_at)));
-  return jsonb_build_object('forgotten', cardinality(v_gone), 'more', cardinality(v_gone) >= v_limit);
+  return jsonb_build_object('forgotten', coalesce(cardinality(v_gone), 0),
+                            'more', coalesce(cardinality(v_gone) >= v_limit, false));
+exception when lock_not_available then
+  return jsonb_build_object('forgotten', 0, 'more', false);
 end
 $$;
 
@@ -193,7 +206,7 @@ begin
 end
 $$;
 
--- As before, and: words that are gone, or others by now, are not asked about. p: blocks [{device_id, date, time_block,
+-- As before, and: words that are gone are not asked about. p: blocks [{device_id, date, time_block,
 -- prompt, heard_at}] → written, refused [{device_id, date, time_block, error}]
 -- A device that the app's table can't name (its column is a uuid) is refused alone, and not asked for again until
 -- something new is heard. A prompt that is there already, for these words or word for word, is not written again: its
@@ -218,10 +231,11 @@ begin
       select from public.prompted_blocks t
       where t.device_id = b ->> 'device_id' and t.date = (b ->> 'date')::date and t.time_block = b ->> 'time_block'
         and t.prompted_at >= (b ->> 'heard_at')::timestamptz);
-    continue when (
-      select max(t.updated_at) from public.transcripts t
-      where t.device_id = b ->> 'device_id' and t.date = (b ->> 'date')::date and t.time_block = b ->> 'time_block')
-      is distinct from (b ->> 'heard_at')::timestamptz;
+    -- (Where a recording was deleted, the rest counts as heard later.)
+    continue when not exists (
+      select from public.transcripts t
+      where t.device_id = b ->> 'device_id' and t.date = (b ->> 'date')::date and t.time_block = b ->> 'time_block'
+        and t.updated_at <= (b ->> 'heard_at')::timestamptz);
     begin
       continue when public.toban_try_lock(s, b) = 'busy';
       insert into public.dashboard as d (device_id, date, time_block, prompt, status)
@@ -244,6 +258,6 @@ begin
 end
 $$;
 
-select public.toban_lock_table('forgotten_recordings');
+select public.toban_lock_table(t) from unnest(array['forgotten_recordings', 'deleted_audio']) t;
 select public.toban_lock_down();
 notify pgrst, 'reload schema';

@@ -1,7 +1,5 @@
 """The jobs that beat ticks: dispatchers and maintenance."""
 
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -10,12 +8,10 @@ from app.dispatch import dispatch as dispatch_source
 from app.errors import Permanent, TobanError
 from app.gpt.batches import run_batches
 from app.gpt.prompts import write_prompts
+from app.retention import batches, retain, told
 from app.runtime import Runtime
 from app.sources import registry
 from tasks.base import Summary, run_job, send_item
-
-# Of one run; what is left then waits for the next one.
-BATCHES = 100
 
 
 @app.task(name="tasks.dispatch", throws=(TobanError,))
@@ -35,13 +31,15 @@ def reconcile(job: str = "reconcile") -> dict[str, Any]:
 
     def work(runtime: Runtime) -> Summary:
         opened = closed = 0
-        for mended in _batches(runtime, "toban_reconcile"):
+        for mended in batches(runtime.services.database, "toban_reconcile"):
             # A source whose table is gone must not keep the others from being mended; it is told when they are.
             broken = [f"{source['source']}: {source['error']}" for source in mended["sources"] if "error" in source]
             opened += sum(source.get("opened", 0) for source in mended["sources"])
             closed += sum(source.get("closed", 0) for source in mended["sources"])
+        for done in batches(runtime.services.database, "toban_forget_recordings"):
+            closed += done["forgotten"]
         keep = runtime.services.settings.ledger.keep_calls_days
-        for _ in _batches(runtime, "toban_upkeep_calls", calls_days=keep):
+        for _ in batches(runtime.services.database, "toban_upkeep_calls", calls_days=keep):
             pass
         if broken:
             raise Permanent("; ".join(broken))
@@ -52,20 +50,11 @@ def reconcile(job: str = "reconcile") -> dict[str, Any]:
 
 @app.task(name="tasks.retention", throws=(TobanError,))
 def retention(job: str = "retention") -> dict[str, Any]:
-    """Forget finished items, runs and workers that are old enough."""
+    """Forget what is old enough: finished items and runs, and what people said where `RETENTION_…` says so."""
 
     def work(runtime: Runtime) -> Summary:
-        keep = runtime.services.settings.ledger
-        batches = _batches(runtime, "toban_retention", items_days=keep.keep_items_days, runs_days=keep.keep_runs_days)
-        gone = Counter[str]()
-        for batch in batches:
-            gone.update({name: batch[name] for name in ("items", "runs", "workers")})
-        seen = runtime.services.settings.monitor
-        for _ in _batches(
-            runtime, "toban_upkeep_monitor", days=seen.keep_incidents_days, audit_days=seen.keep_audit_days
-        ):
-            pass
-        return {"message": f"{gone['items']} items and {gone['runs']} runs forgotten", "changed": 1, **gone}
+        gone = retain(runtime.services)
+        return {"message": told(gone), "changed": 1, "gone": gone}
 
     return run_job(job, work)
 
@@ -90,12 +79,3 @@ def analysis_batch(job: str = "analysis-batch") -> dict[str, Any]:
         return {"message": str(done), "changed": done.sent + done.answered + done.left, **asdict(done)}
 
     return run_job(job, work)
-
-
-def _batches(runtime: Runtime, function: str, **params: object) -> Iterator[dict[str, Any]]:
-    """Call a function that does a bounded part of its work, until it says that there is no more."""
-    for _ in range(BATCHES):
-        answer = runtime.services.database.call(function, **params)
-        yield answer
-        if not answer["more"]:
-            return

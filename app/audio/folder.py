@@ -3,13 +3,13 @@
 import errno
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from app.audio.store import check_key, too_large
+from app.audio.store import Deleted, check_key, too_large
 from app.errors import NothingThere, NotReady, Permanent, TobanError, Transient
 
 _CHUNK = 1024 * 1024
@@ -45,6 +45,39 @@ class FolderStore:
     def playable(self, file_path: str, seconds: int) -> BinaryIO:  # noqa: ARG002 - it stays open as long as it is read
         """See `AudioStore.playable`."""
         return self._open(file_path)
+
+    def delete(self, file_paths: Collection[str]) -> Deleted:
+        """See `AudioStore.delete`; folders that are empty then go too."""
+        return Deleted(sum(self._unlink(file_path) for file_path in file_paths))
+
+    def below(self, prefix: str) -> Iterator[str]:
+        """See `AudioStore.below`."""
+        folder = Path(os.path.realpath(self._folder))
+        for where, _, names in os.walk(self._real(prefix.rstrip("/"))):
+            yield from (str((Path(where) / name).relative_to(folder)) for name in names)
+
+    def _unlink(self, file_path: str) -> bool:
+        try:
+            folder = self._real(file_path).parent
+            path = folder / Path(file_path).name  # a link goes itself, not what it leads to
+            if path.is_dir() and not path.is_symlink():
+                return False
+            path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except PermissionError as error:
+            reason = f"deleting {file_path} is not permitted; let this user write to the audio folder"
+            raise Permanent(reason) from error
+        except OSError as error:
+            raise Transient(f"deleting {file_path} failed: {error.strerror}") from error
+        except Permanent:  # a key that can name no recording
+            return False
+        root = Path(os.path.realpath(self._folder))
+        with suppress(OSError):  # not empty
+            while folder != root:
+                folder.rmdir()
+                folder = folder.parent
+        return True
 
     def _there(self, file_path: str) -> bool:
         try:

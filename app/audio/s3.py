@@ -1,10 +1,11 @@
 """Recordings in an S3 bucket, or in a server that speaks S3."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, TypeVar
@@ -15,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from app.audio.s3_errors import translated
-from app.audio.store import check_key, too_large
+from app.audio.store import Deleted, check_key, too_large
 from app.errors import Permanent, Transient
 from app.settings import Audio
 
@@ -26,6 +27,8 @@ CONNECT_TIMEOUT = 5.0  # seconds
 READ_TIMEOUT = 20.0  # seconds without a byte
 LISTING_AGE = timedelta(seconds=30)  # for which a listing is used again
 _PAGES = 20  # of 1,000 keys; a day of one device has 48
+
+_AT_ONCE = 1000  # keys of one deletion
 
 _CHUNK = 64 * 1024
 _T = TypeVar("_T")
@@ -112,6 +115,39 @@ class S3Store:
         except (BotoCoreError, ClientError) as error:
             raise translated(error, f"s3://{self._bucket}/{file_path}", "s3:GetObject") from error
 
+    def delete(self, file_paths: Collection[str]) -> Deleted:
+        """See `AudioStore.delete`. S3 does not tell a key that was not there from one that is gone."""
+        keys = [file_path for file_path in file_paths if _fits(file_path)]
+        versions_kept = False
+        for start in range(0, len(keys), _AT_ONCE):
+            some = keys[start : start + _AT_ONCE]
+            versions_kept |= self._bounded(_prefix(some[0]), "s3:DeleteObject", partial(self._delete, some))
+        with self._lock:
+            self._listings.clear()
+        return Deleted(len(keys), versions_kept)
+
+    def below(self, prefix: str) -> Iterator[str]:
+        """See `AudioStore.below`."""
+        token: str | None = ""
+        while token is not None:
+            keys, token = self._bounded(prefix, "s3:ListBucket", partial(self._page, prefix, token))
+            yield from keys
+
+    def _delete(self, keys: list[str], _: Event) -> bool:
+        answer = self._client().delete_objects(
+            Bucket=self._bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": False}
+        )
+        for failed in answer.get("Errors", ()):
+            code = str(failed.get("Code"))
+            if code != "NoSuchKey":
+                raise ClientError({"Error": {"Code": code, "Message": str(failed.get("Message"))}}, "DeleteObjects")
+        return any(gone.get("DeleteMarker") for gone in answer.get("Deleted", ()))
+
+    def _page(self, prefix: str, token: str, _: Event) -> tuple[list[str], str | None]:
+        more = {"ContinuationToken": token} if token else {}
+        page = self._client().list_objects_v2(Bucket=self._bucket, Prefix=prefix, **more)  # type: ignore[arg-type]
+        return [found["Key"] for found in page.get("Contents", ())], page.get("NextContinuationToken")
+
     def _download(self, file_path: str, write: Callable[[bytes], object], stop: Event) -> None:
         limit, size = self._settings.audio_max_bytes, 0
         answer = self._client().get_object(Bucket=self._bucket, Key=file_path)
@@ -164,6 +200,14 @@ class S3Store:
             return _within(self._deadline if seconds is None else seconds, what, work)
         except (BotoCoreError, ClientError, HTTPError, ValueError) as error:
             raise translated(error, what, permission) from error
+
+
+def _fits(file_path: str) -> bool:
+    try:
+        check_key(file_path)
+    except Permanent:
+        return False
+    return True
 
 
 def _prefix(file_path: str) -> str:

@@ -1,12 +1,21 @@
 """Where recordings are read from: a bucket, or a folder that stands in for one."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from app.errors import Permanent
 from app.settings import Audio
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """`count`: recordings that are gone now; `versions_kept`: the bucket keeps older versions of them."""
+
+    count: int
+    versions_kept: bool = False
 
 
 class AudioStore(Protocol):
@@ -35,6 +44,15 @@ class AudioStore(Protocol):
 
         Raises as `fetch` does; whether there is such a recording at an address is only known to who asks there.
         """
+
+    def delete(self, file_paths: Collection[str]) -> Deleted:
+        """Deletes recordings; one that is not there is no error, and neither is a key that can name none.
+
+        Raises `Permanent` if deleting is not permitted, `Transient` if the store fails: some may be gone then.
+        """
+
+    def below(self, prefix: str) -> Iterator[str]:
+        """The keys that begin with `prefix`, which ends with `/`. Raises as `present` does."""
 
 
 def build_store(settings: Audio) -> AudioStore:

@@ -214,6 +214,43 @@ def spending(*, as_json: Annotated[bool, typer.Option("--json", help="Print one 
     spending(as_json=as_json)
 
 
+@app.command()
+def retention(
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and change nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Forget what is old enough (TOBAN_KEEP_…, RETENTION_…), as the job of that name does every night."""
+    from app.cli.retention import retention
+
+    retention(dry_run=dry_run, as_json=as_json)
+
+
+@app.command()
+def erase(
+    *,
+    device: Device,
+    since: Annotated[
+        str | None, typer.Option("--from", help="Only from this day on, in DEVICE_TIMEZONE.", metavar="YYYY-MM-DD")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--to", help="Only up to this day.", metavar="YYYY-MM-DD")] = None,
+    audio: Annotated[bool, typer.Option("--audio", help="Also its recordings in the bucket or folder.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this, only show what there is.")] = False,
+    who: Annotated[
+        str | None, typer.Option(help="Who asked, for the receipt; default: this user.", metavar="NAME")
+    ] = None,
+    receipt: Annotated[
+        Path | None,
+        typer.Option(help="Where the receipt goes; default: toban-erasure-….json here.", metavar="FILE"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Erase everything of a device, and write a receipt. It can't be undone; nothing happens without `--yes`."""
+    from app.cli.erase import erase
+
+    erase(device, since, until, audio=audio, yes=yes, who=who, receipt=receipt, as_json=as_json)
+
+
 @app.command(context_settings={"allow_interspersed_args": False})
 def wrap(
     *,

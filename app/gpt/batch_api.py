@@ -5,8 +5,9 @@ Source: OpenAI's reference, "Batch" and "Files".
 
 import io
 import json
+import re
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,26 @@ class BatchApi:
             if file is not None:
                 with suppress(CallFailed):
                     self._delete(file)
+
+    def forget_leftovers(self, out: Collection[str], ended: Collection[str]) -> int:
+        """Delete the files of our batches that are not `out` (their own names) any more; returns how many.
+
+        `ended`: the provider's names of those that have ended, after which it calls their answers.
+        """
+
+        async def left(client: "AsyncOpenAI") -> list[str]:
+            found = []
+            async for file in client.files.list(limit=1000):
+                ours = re.fullmatch(r"toban-(.+)\.jsonl", file.filename)
+                theirs = re.fullmatch(r"(.+)_(?:output|error)\.jsonl", file.filename)
+                if (ours and ours[1] not in out) or (theirs and theirs[1] in ended):
+                    found.append(file.id)
+            return found
+
+        files = self._chat.call(left, timeout=_TIMEOUT, watch=_go_on)
+        for file in files:
+            self._delete(file)
+        return len(files)
 
     def _delete(self, file: str) -> None:
         self._chat.call(lambda client: client.files.delete(file), timeout=_TIMEOUT, watch=_go_on)

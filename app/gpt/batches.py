@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from app.database import Database
 from app.errors import Halted, LeaseLost, Permanent, RateLimited, TobanError, Transient
 from app.gpt.analyst import ANSWER_TOKENS, as_text, counted, estimated_tokens, row_of
 from app.gpt.answers import SCHEMA_LEVEL, completion_of
@@ -26,6 +27,7 @@ from app.gpt.prices import cost
 from app.gpt.verdict import BadVerdict, Verdict, parse
 from app.ledger import Attempt
 from app.services import Services
+from app.settings import Settings
 from app.work import end_badly, hold
 
 if TYPE_CHECKING:
@@ -102,6 +104,23 @@ def run_batches(services: Services) -> Round:
     finally:
         lane.close()
     return done
+
+
+def forget_leftovers(settings: Settings, database: Database) -> int:
+    """Delete the files that ended batches have left at the provider; returns how many.
+
+    Raises `TobanError` where the provider can't be asked.
+    """
+    known = database.call("toban_batches_known")
+    if settings.gpt.offline or not (known["out"] or known["ended"]):
+        return 0
+    provider = BatchApi(build_chat(settings.gpt))
+    try:
+        return provider.forget_leftovers(known["out"], known["ended"])
+    except CallFailed as failed:
+        raise failed.error from failed
+    finally:
+        provider.close()
 
 
 class _Lane:

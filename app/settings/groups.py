@@ -15,6 +15,7 @@ from app.settings.gpt import Gpt
 from app.settings.group import Group, Memory, Seconds, Zone, scheme
 from app.settings.monitor import Alerts, Monitor, Portal
 from app.settings.problems import Problem
+from app.settings.retention import Retention
 from app.settings.web import Web
 
 # Problems with the source of recordings, which only a process that reads them has.
@@ -281,6 +282,7 @@ class Settings(BaseModel):
     whisper: Whisper
     gpt: Gpt
     ledger: Ledger
+    retention: Retention
     monitor: Monitor
     alerts: Alerts
     portal: Portal
@@ -295,6 +297,7 @@ GROUPS: dict[str, type[Group]] = {
     "whisper": Whisper,
     "gpt": Gpt,
     "ledger": Ledger,
+    "retention": Retention,
     "monitor": Monitor,
     "alerts": Alerts,
     "portal": Portal,

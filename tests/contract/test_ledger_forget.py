@@ -46,7 +46,8 @@ def test_a_public_key_deletes_under_row_level_security(direct_ledger: Ledger) ->
     undo = "revoke all on audio_files from anon; drop policy own on audio_files"
     with (
         direct_ledger.altered(
-            "grant select, delete on audio_files to anon; create policy own on audio_files for all to anon using (true)",
+            "grant select, delete on audio_files to anon; "
+            " create policy own on audio_files for all to anon using (true)",
             undo,
         ),
         psycopg.connect(direct_ledger.url) as app,
@@ -172,7 +173,8 @@ def test_many_rows_at_once(direct_ledger: Ledger) -> None:
     ledger = direct_ledger
     ledger.sql(
         "insert into transcripts (device_id, recorded_at, date, time_block, text, duration_seconds, model, engine)"
-        " select d, t, t::date, to_char(t, 'HH24') || '-00', to_char(t, 'MI'), 1, 'm', 'e' from unnest(array['a', 'b']) d,"
+        " select d, t, t::date, to_char(t, 'HH24') || '-00', to_char(t, 'MI'), 1, 'm', 'e'"
+        " from unnest(array['a', 'b']) d,"
         " generate_series('2025-07-01Z'::timestamptz, '2025-07-01Z'::timestamptz + interval '999 hours', '1 hour') h,"
         " unnest(array[h, h + interval '15 min']) t"
     )

@@ -1,0 +1,35 @@
+"""`toban retention`: what is old enough to be forgotten."""
+
+import json
+
+import typer
+from rich.table import Table
+
+from app.cli.console import console
+from app.retention import KINDS, limits, preview, retain, told
+from app.services import build_services
+from app.settings import read
+
+
+def retention(*, dry_run: bool, as_json: bool) -> None:
+    """Raises `TobanError`, `SettingsError`."""
+    settings = read(audio=False)
+    services = build_services(settings)
+    try:
+        if not dry_run:
+            gone = retain(services)
+            typer.echo(json.dumps({"gone": gone}) if as_json else told(gone).capitalize() + ".")
+            return
+        days, found = limits(settings), preview(services.database, settings)
+    finally:
+        services.close()
+    if as_json:
+        typer.echo(json.dumps({"days": days, "would_go": found}))
+        return
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("what", "kept for", "would go now", "setting"):
+        shown.add_column(column, header_style="dim")
+    for kind, (name, setting) in KINDS.items():
+        kept = days[name]
+        shown.add_row(kind.replace("_", " "), f"{kept} days" if kept else "ever", str(found.get(kind, "")), setting)
+    console().print(shown)
