@@ -28,7 +28,10 @@ insert into public.private_tables (name, device_sql, day_sql) values
   ('vibe_whisper', 'r.device_id::text', 'r.date'),
   ('prompted_blocks', 'r.device_id', 'r.date'),
   ('forgotten_recordings', 'r.device_id', '(r.recorded_at at time zone $1)::date'),
-  ('deleted_audio', 'r.device_id', '(r.recorded_at at time zone $1)::date')
+  ('deleted_audio', 'r.device_id', '(r.recorded_at at time zone $1)::date'),
+  ('saved_parts', '(select w.ref ->> ''device_id'' from public.work_items w where w.id = r.item_id)',
+   '(select coalesce((w.ref ->> ''date'')::date, (w.at at time zone $1)::date) from public.work_items w
+     where w.id = r.item_id)')
 on conflict (name) do update set device_sql = excluded.device_sql, day_sql = excluded.day_sql;
 
 -- Texts for people in which a device may be named, and whether they are JSON.
@@ -185,9 +188,9 @@ begin
       join jsonb_each_text(public.toban_count_private(v_device, v_zone, v_since, v_until, v_days)) a using (key));
   end if;
 
-  -- The items, running ones too: an attempt whose item is gone can write nothing. Attempts and saved parts go with them;
+  -- The items, running ones too: an attempt whose item is gone can write nothing. Their attempts go with them;
   -- calls to a model stay, for the books, and belong to nobody.
-  v_counts := v_counts || '{"work_items": 0, "work_attempts": 0, "saved_parts": 0, "run_results": 0, "llm_calls": 0}';
+  v_counts := v_counts || '{"work_items": 0, "work_attempts": 0, "run_results": 0, "llm_calls": 0}';
   for s in select * from public.toban_sources where 'device_id' = any (key_columns) order by source loop
     v_where := format('w.source = %L and w.ref ->> ''device_id'' = %L', s.source, v_device);
     if v_days then
@@ -210,7 +213,6 @@ begin
     if v_dry then
       v_counts := public.toban_add_counts(v_counts, jsonb_build_object('work_items', coalesce(cardinality(v_ids), 0),
         'work_attempts', (select count(*) from public.work_attempts where item_id = any (v_ids)),
-        'saved_parts', (select count(*) from public.saved_parts where item_id = any (v_ids)),
         'run_results', (select count(*) from public.run_results where item_id = any (v_ids))));
       execute format('select count(*) from public.llm_calls c where ($1, $2, $3) is not null and %s', v_where)
         into v_count using v_zone, v_since, v_until;
@@ -224,8 +226,7 @@ begin
       with gone as (delete from public.run_results where item_id = any (v_ids) returning 1)
         select count(*) into v_count from gone;
       v_counts := public.toban_add_counts(v_counts, jsonb_build_object('run_results', v_count,
-        'work_attempts', (select count(*) from public.work_attempts where item_id = any (v_ids)),
-        'saved_parts', (select count(*) from public.saved_parts where item_id = any (v_ids))));
+        'work_attempts', (select count(*) from public.work_attempts where item_id = any (v_ids))));
       delete from public.work_items where id = any (v_ids);
       get diagnostics v_count = row_count;
       v_counts := public.toban_add_counts(v_counts, jsonb_build_object('work_items', v_count));

@@ -58,8 +58,10 @@ class FolderStore:
 
     def _unlink(self, file_path: str) -> bool:
         try:
-            folder = self._real(file_path).parent
-            path = folder / Path(file_path).name  # a link goes itself, not what it leads to
+            self._real(file_path)
+            above, _, name = file_path.rpartition("/")
+            folder = self._real(above) if above else Path(os.path.realpath(self._folder))
+            path = folder / name  # a link goes itself, not what it leads to
             if path.is_dir() and not path.is_symlink():
                 return False
             path.unlink()

@@ -28,7 +28,7 @@ READ_TIMEOUT = 20.0  # seconds without a byte
 LISTING_AGE = timedelta(seconds=30)  # for which a listing is used again
 _PAGES = 20  # of 1,000 keys; a day of one device has 48
 
-_AT_ONCE = 1000  # keys of one deletion
+_AT_ONCE = 1000  # keys of one deletion, and of one page of a listing: the most that S3 takes
 
 _CHUNK = 64 * 1024
 _T = TypeVar("_T")
@@ -145,7 +145,7 @@ class S3Store:
 
     def _page(self, prefix: str, token: str, _: Event) -> tuple[list[str], str | None]:
         more = {"ContinuationToken": token} if token else {}
-        page = self._client().list_objects_v2(Bucket=self._bucket, Prefix=prefix, **more)  # type: ignore[arg-type]
+        page = self._client().list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=_AT_ONCE, **more)  # type: ignore[arg-type]
         return [found["Key"] for found in page.get("Contents", ())], page.get("NextContinuationToken")
 
     def _download(self, file_path: str, write: Callable[[bytes], object], stop: Event) -> None:

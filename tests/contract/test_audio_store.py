@@ -99,6 +99,42 @@ def test_a_browser_may_read_it(case: Case, key: str) -> None:
             assert found.read() == b"sound" * 20
 
 
+def test_what_is_deleted_is_gone(case: Case, tmp_path: Path) -> None:
+    keys = [f"{DAY}-deleted/{minute:02}-00/audio.wav" for minute in range(3)]
+    for key in keys:
+        case.put(key, b"sound")
+    assert case.store.present(keys) == set(keys)
+    assert sorted(case.store.below(f"{DAY}-deleted/")) == keys
+    done = case.store.delete([*keys[:2], f"{DAY}-deleted/none.wav", "../out.wav", ""])
+    assert (done.count >= 2, done.versions_kept) == (True, False)
+    assert case.store.present(keys) == {keys[2]}
+    with pytest.raises(NothingThere):
+        case.store.fetch(keys[0], tmp_path / "audio")
+    assert list(case.store.below(f"{DAY}-deleted/")) == [keys[2]]
+    assert list(case.store.below("files/nobody/")) == []
+    assert case.store.delete([]).count == 0
+
+
+def test_a_bucket_that_keeps_old_versions_says_so(bucket: Bucket) -> None:
+    bucket.client.put_bucket_versioning(Bucket=bucket.name, VersioningConfiguration={"Status": "Enabled"})
+    try:
+        bucket.put("versioned.wav", b"sound")
+        assert build_store(bucket.settings()).delete(["versioned.wav"]).versions_kept
+    finally:
+        bucket.client.put_bucket_versioning(Bucket=bucket.name, VersioningConfiguration={"Status": "Suspended"})
+
+
+def test_many_keys_are_listed_and_deleted_in_pages(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "_AT_ONCE", 2)
+    keys = [f"many/{number}.wav" for number in range(5)]
+    for key in keys:
+        bucket.put(key, b"")
+    store = build_store(bucket.settings())
+    assert list(store.below("many/")) == keys
+    store.delete(keys)
+    assert list(store.below("many/")) == []
+
+
 def test_what_is_missing_is_nothing_there(case: Case, tmp_path: Path) -> None:
     with pytest.raises(NothingThere, match="13-00/missing"):
         case.store.fetch(f"{DAY}/13-00/missing.wav", tmp_path / "audio")

@@ -63,6 +63,18 @@ def test_only_files_are_read(root: Path, store: FolderStore, tmp_path: Path) -> 
         store.fetch("a/b.wav/c", tmp_path / "audio")
 
 
+def test_a_deleted_link_goes_itself_and_nothing_outside(root: Path, store: FolderStore, tmp_path: Path) -> None:
+    (root / "in.wav").symlink_to(root / "a/b.wav")
+    (root / "out.wav").symlink_to(tmp_path / "secret")
+    (root / "up").symlink_to(tmp_path)
+    assert store.delete(["in.wav", "out.wav", "up/secret", "a", "../secret", "a/none.wav"]).count == 1
+    assert not (root / "in.wav").is_symlink()
+    assert (root / "a/b.wav").exists() and (tmp_path / "secret").exists()
+    assert store.delete(["a/b.wav"]).count == 1
+    assert not (root / "a").exists()
+    assert root.exists()
+
+
 def test_no_handle_stays_open(root: Path, store: FolderStore, tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for key in ("a", "missing", "a/b.wav", "../secret"):
