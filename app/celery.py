@@ -7,11 +7,17 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from celery import Celery
+import structlog
+from celery import Celery, Task
+from celery.exceptions import TaskError, TaskPredicate
 from celery.signals import setup_logging
 
 from app import logs
+from app.errors import TobanError
 from app.settings import Broker, Ledger, Log, SettingsError, load_group
+from app.telling import bare, reason
+
+log = structlog.get_logger("toban.worker")
 
 
 def configuration() -> dict[str, Any]:
@@ -67,7 +73,28 @@ def route(name: str, *_args: object, **_kwargs: object) -> Mapping[str, str] | N
     return {"queue": source.queue} if source else None
 
 
-app = Celery("toban")
+class WorkFailed(Exception):
+    """What Celery sees of an error that is none of ours."""
+
+
+class Told(Task[Any, Any]):
+    """Base of every task: what an error quotes goes neither to the result backend nor into events and logs."""
+
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - Celery's own
+        try:
+            return self.run(*args, **kwargs)
+        except (TaskPredicate, TaskError, WorkFailed):
+            raise
+        except TobanError as error:
+            raise bare(error) from None
+        except Exception as error:
+            log.exception("task.failed", task=self.name, reason=reason(error))
+            raise WorkFailed(reason(error)) from None
+
+
+app: Celery[Task[Any, Any]] = Celery("toban", task_cls=Told)
 app.add_defaults(configuration)  # called when the configuration is first needed
 
 

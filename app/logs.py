@@ -2,11 +2,50 @@
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
 
 from app.settings import Log
+from app.telling import trace
+
+# Libraries that tell every request would drown what matters, and may print addresses with keys in them, or what is
+# asked and answered. Celery's lines on each task say less than the work.* events, at more length.
+QUIET = (
+    "httpx",
+    "httpx2",
+    "httpcore",
+    "httpcore2",
+    "openai",
+    "botocore",
+    "boto3",
+    "s3transfer",
+    "urllib3",
+    "apprise",
+    "faster_whisper",
+    "psycopg.pool",
+    "celery.worker.strategy",
+    "celery.app.trace",
+)
+
+
+def tell_exception(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:  # noqa: ANN401
+    """A structlog processor: the traceback as `app.telling` has it, in place of the exception."""
+    given = event.pop("exc_info", None)
+    error = given if isinstance(given, BaseException) else given[1] if isinstance(given, tuple) else None
+    if given and error is None:
+        error = sys.exc_info()[1]
+    if error is not None:
+        event["exception"] = trace(error)
+    return event
+
+
+def _discreet(record: logging.LogRecord) -> bool:
+    """Whether a line may go out: libraries set their own levels too (OPENAI_LOG), and would print what is asked."""
+    if record.name == "asyncio":  # its further lines hold the error's own words
+        record.msg, record.args = record.getMessage().partition("\n")[0], ()
+    return record.levelno >= logging.WARNING or not record.name.startswith(QUIET)
 
 
 def configure(settings: Log, asked: int = logging.WARNING) -> None:
@@ -31,9 +70,7 @@ def configure(settings: Log, asked: int = logging.WARNING) -> None:
     renderer: Any = (
         structlog.processors.JSONRenderer(ensure_ascii=False)
         if as_json
-        else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     handler = logging.StreamHandler()
     handler.setFormatter(
@@ -41,30 +78,14 @@ def configure(settings: Log, asked: int = logging.WARNING) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *([structlog.processors.format_exc_info] if as_json else []),
+                tell_exception,
                 renderer,
             ],
         )
     )
+    handler.addFilter(_discreet)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # Celery's lines on each task say less than the work.* events, at more length.
-    # Libraries that tell every request would drown what matters, and may print addresses with keys in them.
-    for name in (
-        "httpx",
-        "httpx2",
-        "httpcore",
-        "httpcore2",
-        "openai",
-        "botocore",
-        "boto3",
-        "s3transfer",
-        "urllib3",
-        "apprise",
-        "faster_whisper",
-        "psycopg.pool",
-        "celery.worker.strategy",
-        "celery.app.trace",
-    ):
+    for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)

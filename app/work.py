@@ -1,7 +1,6 @@
 """One attempt at one item: start, run, then finish, retry, fail or skip. Once, for every source."""
 
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import structlog
 from app.errors import Halted, LeaseLost, OutOfMemory, Permanent, RateLimited, TobanError
 from app.ledger import Attempt, Ledger
 from app.retry import Fail, Retry, Skip, Stop, decide
+from app.telling import reason, trace
 
 if TYPE_CHECKING:
     from app.runtime import Runtime
@@ -211,10 +211,10 @@ def end_badly(
         error = OutOfMemory(f"not enough memory: {error or 'MemoryError'}")
     expected = isinstance(error, TobanError)
     kind = error.kind if isinstance(error, TobanError) else "bug"
-    words = str(error) if expected else f"{type(error).__name__}: {error}"
+    words = reason(error)
     told: dict[str, Any] = {"error": words.replace("\0", "�"), "kind": kind}
     if not expected:
-        told["traceback"] = "".join(traceback.format_exception(error)).replace("\0", "�")[-20_000:]
+        told["traceback"] = trace(error).replace("\0", "�")[-20_000:]
     again = {**(params or {}), **(FRUGAL if isinstance(error, OutOfMemory) else {})}
     hold(ledger, attempt.queue, error)
     match decide(error, attempt.tries, now, attempt.max_attempts):

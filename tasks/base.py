@@ -8,12 +8,13 @@ from celery import Task
 from celery.exceptions import Ignore, Retry
 from kombu.exceptions import OperationalError
 
-from app.celery import app
+from app.celery import Told, WorkFailed, app
 from app.errors import TobanError, Transient
 from app.ledger import Claimed
 from app.runtime import Runtime
 from app.services import Services
 from app.sources import Source, registry
+from app.telling import bare, reason
 from app.work import attempt_item
 from beat_schedule import timetable
 from workers.process import current
@@ -24,11 +25,7 @@ Summary = Mapping[str, Any]
 RUN_LEASE = 600
 
 
-class WorkFailed(Exception):
-    """What Celery sees of an error that is none of ours."""
-
-
-class WorkTask(Task[Any, Any]):
+class WorkTask(Told):
     """One item of a source, in one message: `(item id, key)`. The only place where an outcome becomes Celery's."""
 
     abstract = True
@@ -44,11 +41,13 @@ class WorkTask(Task[Any, Any]):
                 raise Ignore
             case "retry":
                 # Raised, not published: the ledger brings the item back when it is due.
-                raise Retry(str(outcome.error), exc=None, when=outcome.due)
+                raise Retry(reason(outcome.error) if outcome.error else "", exc=None, when=outcome.due)
             case "failed":
                 # Not the error itself: Celery takes a raw MemoryError for its own (celery#10462), and the ledger and
                 # the log have the traceback.
-                raise outcome.error if isinstance(outcome.error, TobanError) else WorkFailed(repr(outcome.error))
+                if isinstance(outcome.error, TobanError):
+                    raise bare(outcome.error)
+                raise WorkFailed(reason(outcome.error) if outcome.error else "")
         return {"key": key, "state": outcome.state}
 
 
@@ -112,8 +111,7 @@ def run_job(name: str, work: Callable[[Runtime], Summary]) -> dict[str, Any]:
     try:
         summary = dict(work(runtime))
     except Exception as error:
-        words = str(error) if isinstance(error, TobanError) else f"{type(error).__name__}: {error}"
-        end(status="error", message=words)
+        end(status="error", message=reason(error))
         raise
     keep = bool(summary.get("changed") or summary.get("dispatched"))
     message = summary.pop("message", None)

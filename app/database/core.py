@@ -4,6 +4,7 @@ Every function of the ledger takes one jsonb object and returns one jsonb value 
 transports decode alike and no row limit of a REST server can cut an answer short.
 """
 
+import re
 from typing import Any, Protocol
 
 from app.errors import Permanent, Refused, Transient
@@ -34,7 +35,11 @@ class Database(Protocol):
 
 
 def from_sqlstate(state: str | None, message: str, function: str) -> Transient | Permanent:
-    """The error of ours for an error of PostgreSQL."""
+    """The error of ours for an error of PostgreSQL. A value that it quotes may be what somebody said."""
+    if state and state.startswith("22"):
+        message = re.sub(r'"[^"]*"', '"…"', message)
+    elif state == "P0001":  # none of our functions raises it
+        message = "a trigger or function of the app refused it (P0001); the database's log says why"
     if state == "42501":
         return Permanent(f"{FORBIDDEN} ({message})")
     if state == "42883" and function in message:  # else something that the function itself calls

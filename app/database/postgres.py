@@ -82,7 +82,7 @@ class PostgresDatabase:
         except psycopg.Error as error:
             if error.sqlstate is None:  # the connection broke or never came up
                 raise Transient(f"{function}: {str(error).strip() or type(error).__name__}") from error
-            raise from_sqlstate(error.sqlstate, error.diag.message_primary or str(error), function) from error
+            raise from_sqlstate(error.sqlstate, error.diag.message_primary or "", function) from error
         return row[0] if row else None
 
     def _deadline(self, connection: psycopg.Connection[Any], function: str) -> str:

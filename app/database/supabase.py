@@ -41,7 +41,7 @@ class SupabaseDatabase:
         try:
             return self._client.rpc(function, {"p": params}).execute().data
         except APIError as error:
-            raise self._translate(error.code, error.message or str(error), function) from error
+            raise self._translate(error.code, error.message or "", function) from error
         except httpx.HTTPError as error:
             raise Transient(f"{function}: {str(error) or type(error).__name__}") from error
 

@@ -19,6 +19,7 @@ from app.cli import main
 from app.database import Database
 from app.erase import Eraser, Wanted, seal
 from app.errors import Transient
+from app.retention import delete_audio
 from app.settings import GROUPS, Settings
 from tests.support.ledger import NOON, Ledger
 from tests.support.servers import ROOT, Redis, wait_for
@@ -88,7 +89,7 @@ def everything(ledger: Ledger) -> dict[str, str]:
     names = [row["n"] for row in ledger.sql("select relname as n from pg_class where relkind = 'r'"
                                             " and relnamespace = 'public'::regnamespace")]  # fmt: skip
     return {
-        name: str(ledger.one(f"select coalesce(string_agg(t::text, ' '), '') from public.{name} t"))  # type: ignore[arg-type]
+        name: str(ledger.one(f"select coalesce(string_agg(t::text, ' '), '') from public.{name} t"))
         for name in names
     }
 
@@ -143,7 +144,7 @@ def test_a_part_of_the_days(ledger: Ledger, eraser: Callable[..., Eraser]) -> No
     assert receipt["erased"]["audio_files"] == 3
     assert (receipt["since"], receipt["until"]) == (DAY, DAY)
     for table in ("transcripts", "vibe_whisper", "dashboard", "prompted_blocks"):
-        assert [str(row["date"]) for row in ledger.sql(f"select date from {table}")] == [NEXT]  # type: ignore[arg-type]
+        assert [str(row["date"]) for row in ledger.sql(f"select date from {table}")] == [NEXT]
     assert not ledger.sql("select from work_items where key like %s", f"%/{DAY}%")
     assert ledger.one("select count(*) from audio_files") == 3
     assert ledger.one("select count(*) from llm_calls where key <> ''") == 1
@@ -170,7 +171,7 @@ def test_a_recording_that_comes_while_the_others_go(
 ) -> None:
     ledger.file(DEVICE, path=f"files/{DEVICE}/{DAY}/12-00/audio.wav")
     own = eraser(audio=True)
-    real = erasing.delete_audio
+    real = delete_audio
 
     def late(*args: Any, **which: Any) -> tuple[int, bool]:
         done = real(*args, **which)

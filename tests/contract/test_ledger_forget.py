@@ -20,7 +20,7 @@ def texts(ledger: Ledger) -> list[str]:
 
 
 def left(ledger: Ledger, table: str) -> int:
-    return int(ledger.one(f"select count(*) from {table}"))  # type: ignore[arg-type]
+    return int(ledger.one(f"select count(*) from {table}"))
 
 
 def write_prompts(ledger: Ledger) -> int:
@@ -136,7 +136,7 @@ def test_what_somebody_holds_is_forgotten_later(ledger: Ledger, held: str) -> No
     hear(ledger, "words")
     write_prompts(ledger)
     with psycopg.connect(ledger.url) as other:
-        other.execute(held)  # type: ignore[call-overload]
+        other.execute(held)
         ledger.sql("delete from audio_files")
         assert left(ledger, "audio_files") == 0
     assert ledger.call("forget_recordings") == {"forgotten": 1, "more": False}

@@ -31,7 +31,7 @@ def judge(ledger: Ledger, block: str = "12-00", date: str = "2025-07-18") -> Non
 
 def left(ledger: Ledger) -> dict[str, int]:
     return {
-        name: int(ledger.one(f"select count(*) from {what}"))  # type: ignore[arg-type]
+        name: int(ledger.one(f"select count(*) from {what}"))
         for name, what in {
             "segments": "transcripts where segments <> '[]'", "transcripts": "transcripts", "texts": "vibe_whisper",
             "prompts": "dashboard where prompt is not null", "results": "dashboard",
