@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -9,6 +10,8 @@ import structlog
 
 from app.settings import Log
 from app.telling import trace
+
+log = structlog.get_logger("toban.log")
 
 # Libraries that tell every request would drown what matters, and may print addresses with keys in them, or what is
 # asked and answered. Celery's lines on each task say less than the work.* events, at more length.
@@ -39,6 +42,11 @@ def tell_exception(_logger: Any, _method: str, event: MutableMapping[str, Any]) 
     if error is not None:
         event["exception"] = trace(error)
     return event
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    name = failed.thread.name if failed.thread else ""
+    log.error("thread.failed", thread=name, exc_info=failed.exc_value)
 
 
 def _discreet(record: logging.LogRecord) -> bool:
@@ -84,6 +92,7 @@ def configure(settings: Log, asked: int = logging.WARNING) -> None:
         )
     )
     handler.addFilter(_discreet)
+    threading.excepthook = _thread_failed  # Python's own would print the error's words
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

@@ -208,7 +208,7 @@ def end_badly(
 ) -> Outcome:
     """Write how an attempt ended that brought no result; `params`: for its next try. Raises `TobanError`."""
     if isinstance(error, MemoryError):
-        error = OutOfMemory(f"not enough memory: {error or 'MemoryError'}")
+        error = OutOfMemory("not enough memory")
     expected = isinstance(error, TobanError)
     kind = error.kind if isinstance(error, TobanError) else "bug"
     words = reason(error)

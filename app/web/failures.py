@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Permanent, Refused, Transient
+from app.telling import reason
 from app.web.auth import SignInNeeded
 from app.web.i18n import mark, t
 from app.web.reader import reader
@@ -70,7 +71,7 @@ def refused(request: Request, error: Exception) -> Response:
 
 def broken(request: Request, error: Exception) -> Response:
     """What only the one who runs it can mend; the log says what."""
-    log.error("web.error", reason=str(error), exc_info=error)
+    log.error("web.error", reason=reason(error), exc_info=error)
     return failure(request, 500, t("It has been logged; whoever runs Toban can look it up."))
 
 

@@ -89,8 +89,7 @@ def everything(ledger: Ledger) -> dict[str, str]:
     names = [row["n"] for row in ledger.sql("select relname as n from pg_class where relkind = 'r'"
                                             " and relnamespace = 'public'::regnamespace")]  # fmt: skip
     return {
-        name: str(ledger.one(f"select coalesce(string_agg(t::text, ' '), '') from public.{name} t"))
-        for name in names
+        name: str(ledger.one(f"select coalesce(string_agg(t::text, ' '), '') from public.{name} t")) for name in names
     }
 
 
