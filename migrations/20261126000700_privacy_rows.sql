@@ -19,7 +19,13 @@ create table if not exists public.deleted_audio (
   primary key (device_id, recorded_at)
 );
 
-create type public.toban_block as (device_id text, date date, time_block text);
+do $$
+begin
+  if to_regtype('public.toban_block') is null then
+    create type public.toban_block as (device_id text, date date, time_block text);
+  end if;
+end
+$$;
 
 -- Nobody else writes texts of these blocks until the transaction ends. A finish holds `toban:blocks` shared and its one
 -- block alone; so do few blocks here, and many take the whole. In the order of their names, as everywhere.

@@ -217,12 +217,12 @@ begin
       execute format('select count(*) from public.llm_calls c where ($1, $2, $3) is not null and %s', v_where)
         into v_count using v_zone, v_since, v_until;
     else
-      -- A batch that is out holds the words: it is called back, its files are deleted, and its other rows go alone.
+      -- A batch that is out holds the words: it is called back, its files are deleted, and its other rows
+      -- go alone. (Its list of items stays until then: by it the calls are ended.)
       update public.llm_batches b set leave_by = least(b.leave_by, now())
         where b.state in ('preparing', 'submitted') and exists (select from public.llm_batch_items i where i.batch_id = b.id and i.item_id = any (v_ids));
       get diagnostics v_count = row_count;
       v_counts := public.toban_add_counts(v_counts, jsonb_build_object('batches_called_back', v_count));
-      delete from public.llm_batch_items where item_id = any (v_ids);
       with gone as (delete from public.run_results where item_id = any (v_ids) returning 1)
         select count(*) into v_count from gone;
       v_counts := public.toban_add_counts(v_counts, jsonb_build_object('run_results', v_count,

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import redis
 from celery import Celery
@@ -31,7 +32,7 @@ FAULTS = ("400", "content_filter_400", "invalid_json", "missing", "refusal", "ht
 def listening(url: str) -> Iterator[list[str]]:
     """Everything that is sent to Redis: messages, events, results, counters."""
     heard: list[str] = []
-    client = redis.Redis.from_url(url)
+    client: Any = redis.Redis.from_url(url)
     stop = threading.Event()
 
     def listen() -> None:

@@ -947,3 +947,28 @@ def test_two_runs_at_once(world: World, services: Services, monkeypatch: pytest.
     world.settled()
     assert world.calls() == {"batch ok": 90}
     assert set(world.fake.billed.values()) == {1}
+
+
+def test_an_erased_device_is_called_back_and_its_files_go(world: World) -> None:
+    """So does what earlier batches have left at the provider."""
+    services = world.services()
+    world.rows(60)
+    run_batches(services)
+    assert world.batch()["leave_by"] > datetime.now(UTC)
+    erased = services.database.call("toban_erase", device="d", zone="UTC")["counts"]
+    assert (erased["dashboard"], erased["batches_called_back"], erased["llm_calls"]) == (60, 1, 60)
+    assert world.batch()["leave_by"] <= datetime.now(UTC)
+    assert batches.forget_leftovers(services.settings, services.database) == 0  # it is out
+    world.until_ended(services)
+    assert world.provider.files == {}
+    assert world.sql("select 1 from dashboard where device_id = 'd'") == []
+    assert set(world.calls()) <= {"batch unanswered", "batch unused"}
+
+    with world.fake.lock:
+        world.provider._file(b"private words", "toban-of-long-ago.jsonl", "batch")
+        world.provider._file(b"private words", f"{world.batch()['provider_id']}_output.jsonl", "batch_output")
+        world.provider._file(b"somebody else's", "notes.jsonl", "batch")
+    assert batches.forget_leftovers(services.settings, services.database) == 2
+    assert [file["filename"] for file in world.provider.files.values()] == ["notes.jsonl"]
+    assert batches.forget_leftovers(world.services(openai_api_key=None, openai_base_url=None).settings,
+                                    services.database) == 0  # fmt: skip

@@ -51,19 +51,23 @@ def _thread(words: str) -> None:
     thread.join()
 
 
+def _memory(words: str) -> Never:
+    raise MemoryError(words)
+
+
 def run(work: Work) -> Result:
     words = str(work.row["words"])
     ways: dict[str, Any] = {
         "0": lambda: int(words),
         "1": lambda: Number.model_validate({"value": words}),
         "2": lambda: _psycopg(work),
-        "3": lambda: {}[words],
+        "3": lambda: dict[str, str]()[words],
         "4": lambda: _ours_from(Permanent, words),
         "5": lambda: _ours_from(Transient, words) if work.attempt.tries == 1 else None,
         "6": lambda: _thread(words),
         "7": lambda: json.loads(words),
         "8": lambda: open(words),  # noqa: PTH123, SIM115 - no such file
-        "9": lambda: words.encode("ascii", "strict") + b"" and (_ for _ in ()).throw(MemoryError(words)),
+        "9": lambda: _memory(words),
     }
     if work.key in ways:
         ways[work.key]()
