@@ -14,7 +14,7 @@ from app.logs import _discreet, tell_exception
 from app.telling import bare, reason, trace
 from tests.support.servers import ROOT
 
-WORDS = " ".join(["what", "somebody", "said"])
+WORDS = "what somebody said"
 
 
 def caught(call: Callable[[], object]) -> BaseException:
