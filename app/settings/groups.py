@@ -238,6 +238,14 @@ class Ledger(Group):
         timedelta(seconds=25), description="how long a stopping worker lets its running items finish"
     )
     sources: str = Field("", description="more modules that define sources, separated by commas")
+    shadow: str = Field(
+        "",
+        description="sources that only follow another system, such as transcription,analysis; 1: all. It holds for "
+        "sources about which nobody has decided yet by `toban takeover` or `toban rollback`",
+    )
+    shadow_limit: int = Field(
+        200, ge=0, description="rows of one source that shadow mode does again within 24 hours at most; 0: all"
+    )
     keep_items_days: int = Field(90, ge=1, description="finished items are forgotten after this, days")
     keep_runs_days: int = Field(30, ge=1, description="runs of jobs are forgotten after this, days")
     keep_calls_days: int = Field(
