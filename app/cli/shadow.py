@@ -86,7 +86,7 @@ def _times(values: list[float] | None) -> str:
     """Median and 95th percentile, seconds."""
     if not values:
         return ""
-    half, most = (f"{value:.1f} s" if value < 10 else duration(value) for value in values)  # noqa: PLR2004
+    half, most = (f"{value:.1f} s" if value < 10 else duration(value) for value in values)
     return f"{half}, 95 %: {most}"
 
 

@@ -90,8 +90,8 @@ def warnings(status: Status) -> Iterator[str]:
         if mode["collisions"]:
             last = duration(since(mode["last_collision"], now))
             yield (
-                f"{mode['source']}: {mode['collisions']} rows were completed by Toban and by somebody else in 24 h, the "
-                f"last {last} ago: is the old cron still running?"
+                f"{mode['source']}: {mode['collisions']} rows were completed by Toban and by somebody else in 24 h, "
+                f"the last {last} ago: is the old cron still running?"
             )
 
 
