@@ -12,14 +12,11 @@ from typing import Any
 import structlog
 
 from app.database import Database
-from app.settings import Ledger, Problem, Settings, SettingsError
+from app.settings import Ledger, Settings
 from app.sources import SHADOW, Result, Source, registry
 from app.work import Work
 
 log = structlog.get_logger("toban.shadow")
-
-_ALL = {"1", "true", "yes", "on", "all"}
-_NONE = {"0", "false", "no", "off", "none"}
 
 
 def shadow_of(source: Source) -> Source:
@@ -67,20 +64,9 @@ def named(settings: Ledger) -> list[str]:
 
     Raises `SettingsError` for a name that is none.
     """
-    words = [word.strip().lower() for word in settings.shadow.split(",") if word.strip()]
-    if not words or (words[0] in _NONE and len(words) == 1):
-        return []
     for module in settings.extra_sources():
         import_module(module)
-    sources = known()
-    if words[0] in _ALL and len(words) == 1:
-        return sources
-    if strange := [word for word in words if word not in sources]:
-        raise SettingsError([
-            Problem("E060", "TOBAN_SHADOW", f"names no source: {', '.join(strange)}",
-                    f"write 1 for all, or some of {', '.join(sources)} with commas between"),
-        ])  # fmt: skip
-    return words
+    return settings.shadowed(known())
 
 
 def introduce(database: Database, settings: Settings) -> None:

@@ -1,6 +1,6 @@
 """The other groups of settings, and all of them together. A field's description is its documentation."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from app.settings.database import Database
 from app.settings.gpt import Gpt
 from app.settings.group import Group, Memory, Seconds, Zone, scheme
 from app.settings.monitor import Alerts, Monitor, Portal
-from app.settings.problems import Problem
+from app.settings.problems import Problem, SettingsError
 from app.settings.web import Web
 
 # Problems with the source of recordings, which only a process that reads them has.
@@ -254,6 +254,22 @@ class Ledger(Group):
 
     def extra_sources(self) -> list[str]:
         return [name.strip() for name in self.sources.split(",") if name.strip()]
+
+    def shadowed(self, sources: Collection[str]) -> list[str]:
+        """Those of `sources` that TOBAN_SHADOW names.
+
+        Raises `SettingsError` for a name that is none of them.
+        """
+        words = [word.strip().lower() for word in self.shadow.split(",") if word.strip()]
+        if words == ["0"]:
+            return []
+        if words == ["1"]:
+            return list(sources)
+        if strange := [word for word in words if word not in sources]:
+            remedy = f"write 1 for all, or some of {', '.join(sources)} with commas between"
+            told = f"names no source: {', '.join(strange)}"
+            raise SettingsError([Problem("E060", "TOBAN_SHADOW", told, remedy)])
+        return words
 
     def problems(self) -> Iterator[Problem]:
         if self.lease < 3 * self.heartbeat:
