@@ -86,68 +86,100 @@ begin
 end
 $$;
 
--- An item was completed by somebody else. While we ran it, that is a collision; in shadow mode, it is for us to redo.
--- Trouble in here must not undo the closing of the item, nor fail the app's own statement.
-create or replace function public.toban_elsewhere() returns trigger
-language plpgsql security definer set search_path = '' as $$
+-- Somebody else has completed items: those that we ran are collisions, and in shadow mode all are ours to do again, as
+-- far as the limit goes. Trouble in here must not undo the closing of the items, nor fail the app's own statement.
+create or replace function public.toban_elsewhere(s public.toban_sources, p_ids bigint[], p_ran bigint[]) returns void
+language plpgsql set search_path = '' as $$
 declare
   m public.source_modes;
-  s public.toban_sources;
-  v_row jsonb;
+  v_room integer;
 begin
-  if old.state = 'processing' then
-    insert into public.work_collisions (source, key, attempt, kind, worker)
-    values (new.source, new.key, new.attempt, 'during', new.worker) on conflict do nothing;
+  insert into public.work_collisions (source, key, attempt, kind, worker)
+  select source, key, attempt, 'during', worker from public.work_items where id = any (p_ran)
+  on conflict do nothing;
+  select * into m from public.source_modes where source = s.source and mode = 'shadow';
+  if not found or not exists (select from public.toban_sources where source = 'shadow_' || s.source) then
+    return;
   end if;
-  select * into m from public.source_modes where source = new.source and mode = 'shadow';
-  if not found or not exists (select from public.toban_sources where source = 'shadow_' || new.source)
-     or m.daily_limit > 0 and m.daily_limit <= (
-       select count(*) from (select from public.shadow_rows r where r.source = new.source and r.key <> new.key
-         and r.completed_at > now() - interval '1 day' limit m.daily_limit) x) then
-    return null;
+  if m.daily_limit > 0 then
+    v_room := greatest(0, m.daily_limit - (select count(*) from public.shadow_rows r
+      where r.source = s.source and r.completed_at > now() - interval '1 day'));
   end if;
-  select * into strict s from public.toban_sources where source = new.source;
-  execute format('select to_jsonb(r) from %s r where %s', s.watched, s.where_sql) into v_row using new.ref;
-  insert into public.shadow_rows as r (source, key, partition, at, row, theirs, their_seconds)
-  values (new.source, new.key, new.partition, new.at, v_row, public.toban_their_result(new, v_row, m.zone),
-    greatest(0, extract(epoch from coalesce((v_row ->> 'processed_at')::timestamptz, now())
-                                   - coalesce((v_row ->> 'created_at')::timestamptz, new.at))))
-  on conflict (source, key) do update set
-    partition = excluded.partition, at = excluded.at, status = 'pending', row = excluded.row, theirs = excluded.theirs,
-    their_seconds = excluded.their_seconds, completed_at = excluded.completed_at, ours = null, verdict = null,
-    difference = null, seconds = null;
-  return null;
+  execute format($q$
+    insert into public.shadow_rows as t (source, key, partition, at, row, theirs, their_seconds)
+    select w.source, w.key, w.partition, w.at, x.row, public.toban_their_result(w, x.row, $2),
+      greatest(0, extract(epoch from coalesce((x.row ->> 'processed_at')::timestamptz, now())
+                                     - coalesce((x.row ->> 'created_at')::timestamptz, w.at)))
+    from public.work_items w join %s r on %s cross join lateral (select to_jsonb(r) as row) x
+    where w.id = any ($1) order by w.key limit $3
+    on conflict (source, key) do update set
+      partition = excluded.partition, at = excluded.at, status = 'pending', row = excluded.row,
+      theirs = excluded.theirs, their_seconds = excluded.their_seconds, completed_at = excluded.completed_at,
+      ours = null, verdict = null, difference = null, seconds = null$q$,
+    s.watched, replace(s.where_sql, '$1', 'w.ref')) using p_ids, m.zone, v_room;
 exception when others then
-  raise warning 'toban: % % was not noted for comparison: %', new.source, new.key, sqlerrm;
-  return null;
+  raise warning 'toban: what was completed of % was not noted for comparison: %', s.source, sqlerrm;
 end
 $$;
-create or replace trigger toban_elsewhere after update of state on public.work_items for each row
-  when (new.state = 'completed' and new.last_error_kind = 'elsewhere' and old.state <> 'completed')
-  execute function public.toban_elsewhere();
+
+-- Close the items of rows that somebody else finished (p_status: the row's value now) or deleted (null).
+create or replace function public.toban_close(p_source text, p_keys text[], p_status text) returns integer
+language plpgsql set search_path = '' as $$
+declare
+  s public.toban_sources;
+  v_state text;
+  v_note text;
+  v_ids bigint[];
+  v_ran bigint[];
+begin
+  select * into s from public.toban_sources where source = p_source;
+  v_state := case p_status when s.completed_value then 'completed' when s.failed_value then 'failed' else 'skipped' end;
+  v_note := case when p_status is null then 'the row is gone'
+            else format('the row was set to %L elsewhere', p_status) end;
+  with mine as (
+    select w.id, w.state from public.work_items w
+    where w.source = p_source and w.key = any (p_keys)
+      -- What we settle ourselves already has its new state when the row is marked.
+      and w.state <> v_state and w.state in ('pending', 'queued', 'processing', 'failed')
+    order by w.key for update
+  ), closed as (
+    update public.work_items w set
+      state = v_state, finished_at = now(), lease_until = null, marked = true,
+      incident_since = case when v_state = 'failed' then coalesce(w.incident_since, now()) end,
+      last_error = v_note, last_error_kind = 'elsewhere', last_traceback = null
+    from mine where w.id = mine.id
+    returning w.run_id, w.id, w.claim_no, mine.state as was
+  ), noted as (
+    insert into public.run_results (run_id, item_id, claim_no, state)
+    select run_id, id, claim_no, v_state from closed where was in ('queued', 'processing') and run_id is not null
+    on conflict do nothing
+  )
+  select array_agg(id), array_agg(id) filter (where was = 'processing') into v_ids, v_ran from closed;
+  if v_state = 'completed' and v_ids is not null then
+    perform public.toban_elsewhere(s, v_ids, v_ran);
+  elsif p_status is null and p_source not like 'shadow\_%' then
+    -- Of a row that is gone nothing is kept. (Deleting from shadow_rows comes here once more, and has nothing to delete.)
+    delete from public.shadow_rows where source = p_source and key = any (p_keys);
+  end if;
+  return coalesce(cardinality(v_ids), 0);
+end
+$$;
 
 -- On each watched table: who writes that a row is completed which is that already, shortly after we have completed it,
--- had begun before us. And whose row is deleted has nothing kept of it.
+-- had begun before us.
 create or replace function public.toban_guard() returns trigger
 language plpgsql security definer set search_path = '' set lock_timeout = '300ms' as $$
 declare
   s public.toban_sources;
   v_key text;
 begin
-  if tg_op = 'DELETE' and not exists (select from public.shadow_rows where source = tg_argv[0]) then
-    return null;
-  end if;
   select * into strict s from public.toban_sources where source = tg_argv[0];
   execute format('select %s from (select ($1).*) r', s.key_sql) into v_key using old;
-  if tg_op = 'DELETE' then
-    delete from public.shadow_rows where source = s.source and key = v_key;
-  else
-    insert into public.work_collisions (source, key, attempt, kind, worker)
-    select w.source, w.key, w.attempt, 'after', w.worker from public.work_items w
-    where w.source = s.source and w.key = v_key and w.state = 'completed'
-      and w.last_error_kind is distinct from 'elsewhere' and w.finished_at > now() - interval '1 day'
-    on conflict do nothing;
-  end if;
+  insert into public.work_collisions (source, key, attempt, kind, worker)
+  select w.source, w.key, w.attempt, 'after', w.worker from public.work_items w
+  where w.source = s.source and w.key = v_key and w.state = 'completed'
+    and w.last_error_kind is distinct from 'elsewhere' and w.finished_at > now() - interval '1 day'
+  on conflict do nothing;
   return null;
 exception when others then
   raise warning 'toban: % on % was not looked at: %', tg_op, tg_relid::regclass, sqlerrm;
@@ -162,14 +194,11 @@ begin
   if tg_op = 'DELETE' then
     if to_regclass(old.watched) is not null then
       execute format('drop trigger if exists %I on %s', 'toban_' || old.source || '_again', old.watched);
-      execute format('drop trigger if exists %I on %s', 'toban_' || old.source || '_gone', old.watched);
     end if;
   elsif new.source not like 'shadow\_%' then
     execute format('create or replace trigger %I after update of %I on %s for each row
                       when (old.%2$I::text = %4$L and new.%2$I::text = %4$L) execute function public.toban_guard(%5$L)',
       'toban_' || new.source || '_again', new.status_column, new.watched, new.completed_value, new.source);
-    execute format('create or replace trigger %I after delete on %s for each row execute function public.toban_guard(%L)',
-      'toban_' || new.source || '_gone', new.watched, new.source);
   end if;
   return null;
 end

@@ -11,6 +11,7 @@ from typing import Any, LiteralString
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from app.database.supabase import SupabaseDatabase
 from app.errors import Permanent
@@ -343,14 +344,24 @@ def test_trouble_in_the_comparison_does_not_disturb_the_app(ledger: Ledger) -> N
     assert ledger.state(key) == "completed"
 
 
-def test_claims_and_rollbacks_at_once(ledger: Ledger) -> None:
-    """What a claim took that had begun before the rollback is given back too."""
-    ledger.files("d1", 30)
-    ledger.heartbeat(slots=100)
-    claims = [lambda: ledger.claim(3) for _ in range(6)]
-    at_once(*claims, lambda: set_mode(ledger, "shadow"))
-    assert ledger.states() == {"pending": 30}
-    assert ledger.claim_answer()["reason"] == "shadow"
+def test_a_rollback_waits_for_a_claim_that_has_begun(ledger: Ledger) -> None:
+    """What it takes is given back too."""
+    key = ledger.file()
+    ledger.heartbeat()
+    asked = {"source": "transcription", "queue": "whisper", "limit": 1, "lease": 30, "max_attempts": 5}
+    with psycopg.connect(ledger.url) as claiming:
+        claiming.execute("select toban_claim(%s)", [Jsonb(asked)])
+
+        def commit() -> None:
+            deadline = time.monotonic() + 5
+            while not ledger.waits("advisory") and time.monotonic() < deadline:
+                time.sleep(0.01)
+            claiming.commit()
+
+        answer, _ = at_once(lambda: set_mode(ledger, "shadow"), commit)
+    assert answer["released"] == 1
+    assert ledger.item(key)["claim_no"] == 1
+    assert ledger.state(key) == "pending"
 
 
 ORDERS: tuple[LiteralString, ...] = ("app first", "toban first")
@@ -462,6 +473,7 @@ def test_both_work_on_the_same_rows_at_once(ledger: Ledger, old: OldCron) -> Non
     """What both have worked on is known, row by row, and nothing else is called a collision."""
     put(ledger, old, 30)
     old.think = 0.004
+    read = old.way.pending(old.table)
     toban, stop = Toban.beside(old, ledger), threading.Event()
 
     def until_done() -> None:
@@ -471,7 +483,10 @@ def test_both_work_on_the_same_rows_at_once(ledger: Ledger, old: OldCron) -> Non
                 time.sleep(0.02)
         stop.set()
 
-    at_once(lambda: old.loop(stop), lambda: toban.loop(stop), until_done)
+    first = toban.begin()  # so that there is one at least
+    assert first
+    assert toban.finish(first)
+    at_once(lambda: (old.work(read), old.loop(stop)), lambda: toban.loop(stop), until_done)
     assert len(toban.begun | set(old.completed)) == 30
     assert {key for key, _ in collisions(ledger)} == toban.begun & set(old.completed)
     assert len(collisions(ledger)) == len(toban.begun & set(old.completed)) > 0

@@ -105,7 +105,11 @@ class OldCron:
 
     def run(self) -> None:
         """One run of the cron."""
-        for row in self.way.pending(self.table):
+        self.work(self.way.pending(self.table))
+
+    def work(self, rows: list[Row]) -> None:
+        """The rows that a run has read, one after another, whatever has become of them since."""
+        for row in rows:
             time.sleep(self.think)
             self.write(row)
             self.mark(row)
