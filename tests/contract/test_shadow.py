@@ -486,7 +486,12 @@ def test_both_work_on_the_same_rows_at_once(ledger: Ledger, old: OldCron) -> Non
     first = toban.begin()  # so that there is one at least
     assert first
     assert toban.finish(first)
-    at_once(lambda: (old.work(read), old.loop(stop)), lambda: toban.loop(stop), until_done)
+
+    def cron() -> None:
+        old.work(read)
+        old.loop(stop)
+
+    at_once(cron, lambda: toban.loop(stop), until_done)
     assert len(toban.begun | set(old.completed)) == 30
     assert {key for key, _ in collisions(ledger)} == toban.begun & set(old.completed)
     assert len(collisions(ledger)) == len(toban.begun & set(old.completed)) > 0
