@@ -427,6 +427,10 @@ declare
   v_name text;
 begin
   foreach v_name in array array['claim', 'open_batch', 'unprompted_blocks', 'reprocess'] loop
+    -- (This file may run again, after the earlier ones or alone.)
+    continue when (select prosrc from pg_catalog.pg_proc
+                   where oid = to_regprocedure(format('public.toban_%s(jsonb)', v_name))) like '%toban\_live\_%';
+    execute format('drop function if exists public.toban_live_%s(jsonb)', v_name);
     execute format('alter function public.toban_%s(jsonb) rename to toban_live_%1$s', v_name);
     execute format('alter function public.toban_live_%s(jsonb) security invoker', v_name);
     if exists (select from pg_catalog.pg_roles where rolname = 'service_role') then
