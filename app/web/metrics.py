@@ -187,7 +187,8 @@ class Exposition:
 
     def _jobs(self) -> Iterator[Metric]:
         def of(name: str, words: str, value: Callable[[Answer], Any]) -> Metric:
-            return gauge(name, words, ["job"], (([row["job"]], value(row)) for row in self._picture["jobs"]))
+            # (`job` is a label of Prometheus itself.)
+            return gauge(name, words, ["job_name"], (([row["job"]], value(row)) for row in self._picture["jobs"]))
 
         yield of(
             "toban_job_last_success_timestamp_seconds", "When a run last succeeded.", lambda job: job["success_at"]
@@ -225,7 +226,7 @@ class Exposition:
             buckets, so_far = [], 0.0
             for bound in self._answer["bounds"]:
                 so_far += found.get((source, bound), 0.0)
-                buckets.append((bound.replace("Infinity", "+Inf"), so_far))
+                buckets.append(("+Inf" if bound == "Infinity" else str(float(bound)), so_far))
             family.add_metric([source], buckets, total)
         return family
 
