@@ -21,6 +21,7 @@ TITLES = {
     "alerts": "Alerts",
     "portal": "Reports of jobs outside",
     "web": "Web pages",
+    "traces": "Traces",
     "log": "Log",
 }
 CODES = {
@@ -48,6 +49,8 @@ CODES = {
     "E033": "Both `SUPABASE_JWT_SECRET` and `SUPABASE_JWKS_URL` are set.",
     "E034": "`SUPABASE_JWT_SECRET` is too short to be safe.",
     "E035": "`FLOWER_URL` is not an http(s) address.",
+    "E050": "`OTEL_EXPORTER_OTLP_ENDPOINT` is not an http(s) address.",
+    "E051": "`OTEL_EXPORTER_OTLP_PROTOCOL` is another than `http/protobuf`.",
 }
 INTRODUCTION = """# Configuration
 

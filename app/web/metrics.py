@@ -6,8 +6,6 @@ picture that is at most some seconds old.
 
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -22,6 +20,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import choose_encoder
 
+from app import tracing
 from app.health import STATES
 from app.settings import Settings
 from app.web.auth import User, api_key
@@ -66,7 +65,7 @@ class Exposition:
         yield from self._workers()
         yield from self._jobs()
         info = InfoMetricFamily("toban_build", "The program that answers.")
-        info.add_metric([], {"version": _version(), "python": platform.python_version()})
+        info.add_metric([], {"version": tracing.program(), "python": platform.python_version()})
         yield info
         yield gauge(
             "toban_snapshot_timestamp_seconds",
@@ -238,11 +237,3 @@ def gauge(name: str, words: str, labels: list[str], samples: Samples) -> Metric:
         if value is not None:
             family.add_metric(values, value)
     return family
-
-
-@cache
-def _version() -> str:
-    try:
-        return version("toban")
-    except PackageNotFoundError:  # run from its folder
-        return "unknown"

@@ -196,12 +196,13 @@ def check(text_: str, exposed: dict[str, set[str]]) -> None:
     assert found, text_
     known = exposed | ADDED
     for selector in found:
-        assert selector.name in known, text_
+        name = str(selector.name)
+        assert name in known, text_
         for matcher in selector.matchers.matchers:
-            assert matcher.name in known[str(selector.name)] | {"job", "instance"}, text_
+            assert matcher.name in known[name] | {"job", "instance"}, text_
     for labels in re.findall(r"\bby \(([^)]*)\)", text_):
         named = {label.strip() for label in labels.split(",")}
-        assert named <= set.union(*(known[s.name] for s in found)) | {"le"}, text_
+        assert named <= set.union(*(known[str(s.name)] for s in found)) | {"le"}, text_
 
 
 def test_the_dashboard_asks_for_what_there_is(exposed: dict[str, set[str]]) -> None:
