@@ -91,12 +91,6 @@ language sql immutable set search_path = '' as $$
   select array[0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400, 'Infinity']
 $$;
 
--- The bound under which a value is counted, as its label.
-create or replace function public.toban_metric_bound(p_value double precision, p_bounds double precision[]) returns text
-language sql immutable set search_path = '' as $$
-  select p_bounds[case when p_bounds[w] = p_value then w else w + 1 end]::text from width_bucket(p_value, p_bounds) w
-$$;
-
 -- Add up what happened: one caller at a time (toban_metrics() sees to that), and so many that a backlog is no burden.
 create or replace function public.toban_count_events(p_limit integer) returns void
 language sql set search_path = '' as $$
@@ -124,9 +118,11 @@ language sql set search_path = '' as $$
   ), counted as (
     select 'attempts' as metric, labels, 1::double precision as value from events where what = 'attempt'
     union all
+    -- (No function of ours for each row: that would take most of the time.)
     select t.metric || '_bucket',
-           array[e.labels[1], public.toban_metric_bound(t.seconds, public.toban_metric_bounds())], 1
-      from events e, unnest(array['wait', 'run'], e.amounts) t (metric, seconds)
+           array[e.labels[1], b.bounds[case when b.bounds[w] = t.seconds then w else w + 1 end]::text], 1
+      from events e, (select public.toban_metric_bounds() as bounds) b,
+           unnest(array['wait', 'run'], e.amounts) t (metric, seconds), width_bucket(t.seconds, b.bounds) w
       where e.what = 'attempt' and t.seconds is not null
     union all
     select t.metric || '_sum', e.labels[1:1], t.seconds

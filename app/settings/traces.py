@@ -15,7 +15,7 @@ REMEDY = "pip install 'toban[otel]', or unset OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 class Traces(Group):
-    """Traces, off by default: see [tracing.md](tracing.md). The standard has more variables; the environment sets them."""
+    """Traces, off by default: see [tracing.md](tracing.md). The standard has more variables; they may be set, too."""
 
     model_config = SettingsConfigDict(env_prefix="OTEL_")
 

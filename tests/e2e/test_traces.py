@@ -14,7 +14,7 @@ from tests.e2e.conftest import NewSystem
 from tests.support import asking
 from tests.support.collector import Collector
 from tests.support.openai_server import KEY, OpenAIServer, serving
-from tests.support.servers import ROOT, Process, free_port, wait_for
+from tests.support.servers import Process, free_port, wait_for
 from tests.support.system import System
 
 WORDS = "what-was-said-at-home"
@@ -170,12 +170,3 @@ def test_one_trace_shows_it_all(new_system: NewSystem, collector: Collector, ask
         told = [line for line in lines if "trace" in line["logger"] or "opentelemetry" in line["logger"]]
         assert [line["event"] for line in told] in (["traces.away"], [])
         assert "Traceback" not in system.log(name)
-
-
-def test_off_by_default(new_system: NewSystem) -> None:
-    """Neither a thread nor a header."""
-    from app import tracing
-
-    assert tracing.traceparent() is None
-    assert tracing.headers({"traceparent": "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"}) == {}
-    assert ROOT.exists()
