@@ -147,7 +147,7 @@ language sql set search_path = '' as $$
   on conflict (metric, labels) do update set value = c.value + excluded.value
 $$;
 
--- What is so at this moment, from what the indexes have.
+-- What is so at this moment; of the items, what is not over.
 create or replace function public.toban_metric_picture() returns jsonb
 language sql volatile set search_path = '' as $$
   select jsonb_build_object(
@@ -155,7 +155,8 @@ language sql volatile set search_path = '' as $$
       select coalesce(jsonb_object_agg(source, jsonb_build_object('pending', n, 'due', due, 'since', since)), '{}')
       from (
         select source, count(*) as n, count(*) filter (where available_at <= now()) as due,
-               extract(epoch from min(available_at) filter (where available_at <= now())) as since
+               -- (A recording's item is available from when it was recorded.)
+               extract(epoch from min(greatest(opened_at, available_at)) filter (where available_at <= now())) as since
         from public.work_items where state = 'pending' group by source) x),
     'under_way', (select coalesce(jsonb_agg(to_jsonb(x)), '[]') from (
       select source, state, count(*) as n from public.work_items

@@ -35,11 +35,14 @@ def test_items_by_state_and_how_long_they_are_due(ledger: Ledger) -> None:
     ledger.sql(
         "update work_items set available_at = now() + interval '1 h' where id = (select max(id) from work_items)"
     )
-    ledger.sql("update work_items set available_at = now() - interval '90 s' where id = 4")
+    (due,) = (
+        row["id"] for row in ledger.sql("select id from work_items where state = 'pending' and available_at < now()")
+    )
+    ledger.sql("update work_items set opened_at = now() - interval '90 s' where id = %s", due)
     answer = ledger.call("metrics")
     waiting = answer["picture"]["waiting"]["transcription"]
     assert (waiting["pending"], waiting["due"]) == (2, 1)
-    assert 89 < answer["now"] - waiting["since"] < 120
+    assert 89 < answer["now"] - waiting["since"] < 120, "it was recorded long before, but not due"
     assert answer["picture"]["under_way"] == [{"source": "transcription", "state": "processing", "n": 1}]
     assert answer["ended"] == {"transcription": {"completed": 1, "failed": 1}}
     [worker] = answer["picture"]["workers"]
