@@ -11,12 +11,12 @@ PATIENCE = 3.0  # seconds
 
 
 def steps(settings: Traces) -> Findings:
-    if not settings.on or settings.exporter_otlp_endpoint is None:
+    if not settings.on or settings.endpoint is None:
         return
     if not settings.installed:
         yield Finding("WARN", "D801", "traces are wanted, and what sends them is not installed", REMEDY)
         return
-    parts = urlsplit(settings.exporter_otlp_endpoint)
+    parts = urlsplit(settings.endpoint)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         socket.create_connection((parts.hostname or "", port), PATIENCE).close()

@@ -42,10 +42,15 @@ class Traces(Group):
     traces_sampler_arg: str | None = Field(None, description="that share, such as 0.1")
 
     @property
+    def endpoint(self) -> str | None:
+        """Where traces go: the standard has a variable for them alone, too."""
+        return os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or self.exporter_otlp_endpoint
+
+    @property
     def on(self) -> bool:
         disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
         nowhere = os.environ.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower() == "none"
-        return self.exporter_otlp_endpoint is not None and not disabled and not nowhere
+        return self.endpoint is not None and not disabled and not nowhere
 
     @property
     def installed(self) -> bool:
@@ -62,7 +67,7 @@ class Traces(Group):
         return found
 
     def problems(self) -> Iterator[Problem]:
-        if self.exporter_otlp_endpoint is not None and not _is_address(self.exporter_otlp_endpoint):
+        if self.endpoint is not None and not _is_address(self.endpoint):
             yield Problem(
                 "E050",
                 "OTEL_EXPORTER_OTLP_ENDPOINT",

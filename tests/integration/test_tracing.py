@@ -34,6 +34,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in Traces.model_fields:
         monkeypatch.setenv(f"OTEL_{name}".upper(), "x")
         monkeypatch.delenv(f"OTEL_{name}".upper())
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", raising=False)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     yield
@@ -89,11 +90,18 @@ def test_the_standards_variables_are_honoured(collector: Collector, monkeypatch:
     assert span.service == "ours"
     assert "production" in span.text
     assert {name.lower(): value for name, value in collector.headers[0].items()}["authorization"] == "Bearer x"
+    with monkeypatch.context() as env:
+        env.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{collector.url}/v1/traces")
+        tracing.start(Traces(_env_file=None), "test")
+        with tracing.span("two"):
+            pass
+        tracing.stop()
+    assert [span.name for span in collector.spans] == ["one", "two"]
     tracing.start(settings(collector.url, traces_sampler="parentbased_traceidratio", traces_sampler_arg="0"), "test")
-    with tracing.span("two"):
+    with tracing.span("three"):
         assert not int(str(tracing.traceparent())[-2:], 16) & 1, "others leave it out too"
     tracing.stop()
-    assert len(collector.spans) == 1
+    assert len(collector.spans) == 2
     for name, value in (("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")):
         with monkeypatch.context() as env:
             env.setenv(name, value)
