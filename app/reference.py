@@ -49,8 +49,8 @@ CODES = {
     "E033": "Both `SUPABASE_JWT_SECRET` and `SUPABASE_JWKS_URL` are set.",
     "E034": "`SUPABASE_JWT_SECRET` is too short to be safe.",
     "E035": "`FLOWER_URL` is not an http(s) address.",
-    "E050": "`OTEL_EXPORTER_OTLP_ENDPOINT` is not an http(s) address.",
-    "E051": "`OTEL_EXPORTER_OTLP_PROTOCOL` is another than `http/protobuf`.",
+    "E070": "`OTEL_EXPORTER_OTLP_ENDPOINT` is not an http(s) address.",
+    "E071": "`OTEL_EXPORTER_OTLP_PROTOCOL` is another than `http/protobuf`.",
 }
 INTRODUCTION = """# Configuration
 

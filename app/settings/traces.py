@@ -69,7 +69,7 @@ class Traces(Group):
     def problems(self) -> Iterator[Problem]:
         if self.endpoint is not None and not _is_address(self.endpoint):
             yield Problem(
-                "E050",
+                "E070",
                 "OTEL_EXPORTER_OTLP_ENDPOINT",
                 "is not an http(s) address",
                 "write it as http://localhost:4318, the collector's port for OTLP over HTTP",
@@ -77,7 +77,7 @@ class Traces(Group):
         protocol = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
         if self.on and protocol != "http/protobuf":
             yield Problem(
-                "E051",
+                "E071",
                 "OTEL_EXPORTER_OTLP_PROTOCOL",
                 f"{protocol!r} is not spoken here",
                 "unset it, and name the collector's port for http/protobuf (4318) in OTEL_EXPORTER_OTLP_ENDPOINT",

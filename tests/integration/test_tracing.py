@@ -167,12 +167,12 @@ def test_what_the_doctor_says(collector: Collector) -> None:
 
 @pytest.mark.parametrize("url", ["localhost:4318", "http://", "grpc://x:4317", "http://x:port"])
 def test_an_address_that_is_none(url: str) -> None:
-    assert [problem.code for problem in settings(url).problems()] == ["E050"]
+    assert [problem.code for problem in settings(url).problems()] == ["E070"]
 
 
 def test_another_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    assert [problem.code for problem in settings("http://x:4317").problems()] == ["E051"]
+    assert [problem.code for problem in settings("http://x:4317").problems()] == ["E071"]
     assert list(Traces(_env_file=None).problems()) == []
 
 
