@@ -390,7 +390,9 @@ def link_user(name: UserName) -> None:
 @keys.command("add")
 def add_key(
     name: UserName,
-    scope: Annotated[list[str], typer.Option(help="badge, read or operate; may be given often.", metavar="SCOPE")],
+    scope: Annotated[
+        list[str], typer.Option(help="badge, metrics, read or operate; may be given often.", metavar="SCOPE")
+    ],
     days: Annotated[int | None, typer.Option(help="The key ends after so many days; default: never.", min=1)] = None,
 ) -> None:
     """Make an API key; it is shown once."""

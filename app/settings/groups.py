@@ -15,6 +15,7 @@ from app.settings.gpt import Gpt
 from app.settings.group import Group, Memory, Seconds, Zone, scheme
 from app.settings.monitor import Alerts, Monitor, Portal
 from app.settings.problems import Problem, SettingsError
+from app.settings.traces import Traces
 from app.settings.web import Web
 
 # Problems with the source of recordings, which only a process that reads them has.
@@ -309,6 +310,7 @@ class Settings(BaseModel):
     alerts: Alerts
     portal: Portal
     web: Web
+    traces: Traces
     log: Log
 
 
@@ -323,5 +325,6 @@ GROUPS: dict[str, type[Group]] = {
     "alerts": Alerts,
     "portal": Portal,
     "web": Web,
+    "traces": Traces,
     "log": Log,
 }

@@ -15,6 +15,7 @@ OURS = ["work_items", "toban_sources", "jobs", "runs", "run_results", "workers",
         "job_watch", "job_reports", "beats", "queue_watch",
         "source_modes", "shadow_rows", "work_collisions",
         "incidents", "alerts", "alert_channels", "audit_log", "monitor_state",
+        "metric_events", "metric_counts", "metric_snapshot",
         "web_users", "web_sessions", "web_links", "web_keys", "web_tries", "web_secrets"]  # fmt: skip
 # Made by the migrations in a database that has none.
 APPS = ["job_status", "audio_files", "vibe_whisper", "dashboard"]
