@@ -35,6 +35,7 @@ OPEN = {
     # With a secret of their own:
     ("POST", "/api/session"),
     ("POST", "/api/monitor/job-report"),
+    ("POST", "/wake/{source}"),
 }
 SECRET = "a-jwt-secret-of-the-project-that-is-long-enough"
 
