@@ -6,6 +6,7 @@ takes its place. Until then, and where nobody can listen, rows wait for the next
 
 import random
 import threading
+import time
 from typing import Any
 
 import psycopg
@@ -77,9 +78,14 @@ class Listener:
 
     def _follow(self, connection: Connection, stop: threading.Event) -> None:
         wanted = set(registry.sources)  # what began to wait while nobody listened
+        rest = 0.0  # until when what is heard is collected
         while not stop.is_set():
-            pause, after = (self._look(wanted), None) if wanted else (IDLE, 1)
-            heard = {notify.payload for notify in connection.notifies(timeout=pause, stop_after=after)}
+            left = rest - time.monotonic()
+            if wanted and left <= 0:
+                rest = time.monotonic() + self._look(wanted)
+                continue
+            timeout, most = (min(left, IDLE), None) if left > 0 else (IDLE, 1)
+            heard = {notify.payload for notify in connection.notifies(timeout=timeout, stop_after=most)}
             wanted |= heard & registry.sources.keys()
 
     def _look(self, wanted: set[str]) -> float:

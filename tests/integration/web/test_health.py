@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from app.web import health
+from beat_schedule import timetable
 from tests.integration.web.test_away import away
 from tests.support.servers import Postgres, Redis, wait_for
 from tests.support.web import Site
@@ -110,8 +111,7 @@ def test_a_row_that_waits_too_long_is_told(site: Site) -> None:
     sql(site, "update work_items set opened_at = now() - interval '11 min', available_at = now() - interval '11 min'")
     assert "rows" in failing(site)
     assert "11 min (transcription)" in asked(site)[1]["parts"]["rows"]["reason"]
-    call(site, "sync_jobs", jobs=[{"job": "transcription", "title": "T", "source": "transcription", "every": 10, "at": 0,
-                                   "zone": "UTC"}])  # fmt: skip
+    call(site, "sync_jobs", jobs=[timetable()["transcription"].row()])
     call(site, "edit_job", job="transcription", enabled=False)
     assert "rows" not in failing(site), "whoever pauses a job knows that its rows wait"
 
