@@ -38,7 +38,7 @@ def tick_patience() -> float:
 
 def parts_of(health: Health) -> dict[str, Part]:
     """What the ledger sees: `beat`, `worker:<queue>` for each queue that is needed, `rows`, `listener`."""
-    parts = {"beat": _beat(health)}
+    parts = {"beat": beat(health)}
     for queue, sources in sorted(_queues(health).items()):
         parts[f"worker:{queue}"] = _worker(health, queue, sources)
     parts["rows"] = _rows(health)
@@ -47,7 +47,8 @@ def parts_of(health: Health) -> dict[str, Part]:
     return parts
 
 
-def _beat(health: Health) -> Part:
+def beat(health: Health) -> Part:
+    """Whether any beat ticks."""
     tick = health["tick"]
     if tick is None:
         return Part(False, "no beat has ever ticked")
