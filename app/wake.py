@@ -7,7 +7,7 @@ import threading
 
 import structlog
 
-from app.dispatch import Dispatched, Send, dispatch
+from app.dispatch import BATCH, BUSY, Dispatched, Send, dispatch
 from app.errors import TobanError
 from app.services import Services
 from app.sources import registry
@@ -35,6 +35,14 @@ def pause_after(done: Dispatched | None) -> float:
     if done is None:
         return AFTER_FAILURE
     return AFTER_SOME if done.dispatched else AFTER_NONE
+
+
+def more_after(done: Dispatched | None) -> bool:
+    """Whether to look again, although nobody says anything new: a claim takes only so many, and one at a time claims.
+
+    That other dispatcher may have begun before the row was there.
+    """
+    return done is not None and (done.reason == BUSY or done.dispatched + done.skipped >= BATCH)
 
 
 def listen(services: Services, send: Send, stop: threading.Event) -> None:

@@ -13,11 +13,11 @@ import psycopg
 import structlog
 
 from app.database.postgres import CONNECTION
-from app.dispatch import BUSY, Send
+from app.dispatch import Send
 from app.errors import TobanError
 from app.services import Services
 from app.sources import registry
-from app.wake import look, pause_after
+from app.wake import look, more_after, pause_after
 
 log = structlog.get_logger("toban.wake")
 
@@ -95,8 +95,7 @@ class Listener:
         """
         looks = {source: look(self._services, source, self._send) for source in sorted(wanted)}
         wanted.clear()
-        # That other dispatcher may have begun before the row was there.
-        wanted |= {source for source, done in looks.items() if done and done.reason == BUSY}
+        wanted |= {source for source, done in looks.items() if more_after(done)}
         return max(pause_after(done) for done in looks.values())
 
 

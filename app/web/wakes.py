@@ -4,9 +4,9 @@ import asyncio
 
 from starlette.concurrency import run_in_threadpool
 
-from app.dispatch import BUSY, Dispatched
+from app.dispatch import Dispatched
 from app.services import Services
-from app.wake import look, pause_after
+from app.wake import look, more_after, pause_after
 
 
 class Round:
@@ -47,7 +47,7 @@ class Wakes:
                 here.again = False
                 done = await run_in_threadpool(look, self._services, source, send_item)
                 here.failing = done is None
-                here.again |= done is not None and done.reason == BUSY
+                here.again |= more_after(done)
                 if not here.first.done():
                     here.first.set_result(done)
                 await asyncio.sleep(pause_after(done))
