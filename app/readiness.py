@@ -114,8 +114,8 @@ def own_worker(health: Health, queue: str | None = None) -> Part:
                 f"{duration(seen)} ago")  # fmt: skip
 
 
-def _lives(pid: int) -> bool:
+def _lives(pid: int | None) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return pid is not None and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False

@@ -18,7 +18,6 @@ def health(what: str | None, queue: str | None) -> None:
     if what == "web":
         tell({"web": web(load_group(Web))})
         return
-    load_sources(load_group(Ledger))
     try:
         seen = asked(load_group(Database))
     except TobanError as error:
@@ -33,6 +32,7 @@ def health(what: str | None, queue: str | None) -> None:
         case "beat":
             tell({"beat": own_beat(seen)})
         case _:
+            load_sources(load_group(Ledger))
             tell({"database": Part(True, "answers"), "broker": broker(), **parts_of(seen)})
 
 

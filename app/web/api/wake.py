@@ -12,6 +12,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel, Field, SecretStr
+from starlette.concurrency import run_in_threadpool
 
 from app.sources import load_sources, registry
 from app.web.api.problems import Problem, errors
@@ -75,7 +76,7 @@ async def wake(request: Request, source: Annotated[str, Path(examples=["transcri
     """
     state = state_of(request)
     await _check(state, request)
-    load_sources(state.settings.ledger)
+    await run_in_threadpool(load_sources, state.settings.ledger)
     if source not in registry.sources:
         names = ", ".join(sorted(registry.sources))
         raise Problem(404, "Not Found", f"there is no such source; the sources are {names}", code="unknown_source")
