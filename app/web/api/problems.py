@@ -36,9 +36,11 @@ class Problem(Exception):
         return JSONResponse({**body, **self.extensions}, self.status, self.headers, media_type=MEDIA_TYPE)
 
 
-def errors(*statuses: int, common: Sequence[int] = ()) -> dict[int | str, dict[str, Any]]:
-    """`responses=` of a route: its problems."""
-    return {
-        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {}}}
-        for status in sorted({*statuses, *common})
-    }
+def errors(*statuses: int, common: Sequence[int] = (), **details: str) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route: its problems; `details`: what they say, as `_404="there is no such source"`."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for status in sorted({*statuses, *common}):
+        phrase = HTTPStatus(status).phrase
+        example = {"title": phrase, "status": status, "detail": details.get(f"_{status}", phrase)}
+        found[status] = {"description": phrase, "content": {MEDIA_TYPE: {"example": example}}}
+    return found
