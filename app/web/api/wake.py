@@ -82,9 +82,9 @@ async def wake(request: Request, source: Annotated[str, Path(examples=["transcri
     state = state_of(request)
     await _check(state, request)
     await run_in_threadpool(load_sources, state.settings.ledger)
-    if source not in registry.sources:
-        names = ", ".join(sorted(registry.sources))
-        raise Problem(404, "Not Found", f"{NO_SUCH} {names}", code="unknown_source")
+    known = registry.dispatched()
+    if source not in known:
+        raise Problem(404, "Not Found", f"{NO_SUCH} {', '.join(sorted(known))}", code="unknown_source")
     here, mine = state.wakes.ask(source)
     if not mine:
         if here.failing:
