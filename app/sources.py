@@ -3,15 +3,20 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from app.compare import Compared
     from app.ledger import Claimed
     from app.services import Services
-    from app.settings import Settings
+    from app.settings import Ledger, Settings
     from app.work import Work
 
 Result = Mapping[str, Any]
+
+SHADOW = "shadow_"
+"""Before a source's name: the source of what others have completed for it (`app/shadow.py`)."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Source:
     `missing_note`: what such an item says.
     `models`: the models that `reprocess` may ask for; None: it asks for none.
     `opened_before`: claims leave what became pending later than this; None: they leave nothing.
+    `compare`: what others made of a row, and the result of `run`, side by side, for shadow mode; None: in shadow mode
+    nothing of it runs, as where running has effects of its own.
     """
 
     name: str
@@ -41,6 +48,7 @@ class Source:
     missing_note: str = "there is nothing to work on"
     models: Callable[["Settings"], Collection[str]] | None = None
     opened_before: Callable[["Services"], datetime | None] = lambda _: None
+    compare: Callable[[Result, Result], "Compared"] | None = None
 
 
 @dataclass
@@ -57,8 +65,20 @@ class Registry:
     def __getitem__(self, name: str) -> Source:
         return self.sources[name]
 
+    def dispatched(self) -> set[str]:
+        """Those that have a dispatcher, which looks after their shadows too."""
+        return {name for name in self.sources if not name.startswith(SHADOW)}
+
     def of_queue(self, queues: Collection[str]) -> list[Source]:
-        return [source for source in self.sources.values() if source.queue in queues]
+        """Those of `dispatched` whose work is in one of the queues."""
+        names = self.dispatched()
+        return [source for name, source in self.sources.items() if name in names and source.queue in queues]
 
 
 registry = Registry()
+
+
+def load_sources(settings: "Ledger") -> None:
+    """Put every source of this program, and those that the settings name, into the registry."""
+    for module in ("tasks", *settings.extra_sources()):
+        import_module(module)

@@ -68,6 +68,8 @@ declare
 begin
   -- Whoever writes prompts has read the words before; it looks again when it has this lock.
   perform pg_advisory_xact_lock(hashtextextended('toban:prompts', 0));
+  delete from public.shadow_rows s using unnest(p_blocks) b where s.source = 'analysis' and s.key = concat_ws('/',
+    replace(replace(b.device_id, '%', '%25'), '/', '%2F'), to_char(b.date, 'YYYY-MM-DD'), b.time_block);
   update public.transcripts t set updated_at = clock_timestamp() from unnest(p_blocks) b
     where t.device_id = b.device_id and t.date = b.date and t.time_block = b.time_block;
   for v_blocks in

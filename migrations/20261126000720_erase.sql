@@ -29,7 +29,11 @@ insert into public.private_tables (name, device_sql, day_sql) values
   ('prompted_blocks', 'r.device_id', 'r.date'),
   ('forgotten_recordings', 'r.device_id', '(r.recorded_at at time zone $1)::date'),
   ('deleted_audio', 'r.device_id', '(r.recorded_at at time zone $1)::date'),
-  ('saved_parts', '(select w.ref ->> ''device_id'' from public.work_items w where w.id = r.item_id)',
+  ('shadow_rows', 'r.partition', 'coalesce((r.at at time zone $1)::date, (r.row ->> ''date'')::date)'),
+  ('work_collisions', 'replace(replace(split_part(r.key, ''/'', 1), ''%2F'', ''/''), ''%25'', ''%'')',
+   $q$case when r.key ~ '/\d{4}-\d\d-\d\dT[0-9:.]+Z$' then (split_part(r.key, '/', 2)::timestamptz at time zone $1)::date
+      else substring(r.key from '/(\d{4}-\d\d-\d\d)/')::date end$q$),
+  ('saved_parts', '(select coalesce(w.ref ->> ''device_id'', w.partition) from public.work_items w where w.id = r.item_id)',
    '(select coalesce((w.ref ->> ''date'')::date, (w.at at time zone $1)::date) from public.work_items w
      where w.id = r.item_id)')
 on conflict (name) do update set device_sql = excluded.device_sql, day_sql = excluded.day_sql;
@@ -106,6 +110,7 @@ declare
   v_since date;
   v_until date;
   v_days boolean;
+  v_shadow boolean;
   v_dry boolean;
   v_limit integer;
   v_prefix text;
@@ -191,9 +196,20 @@ begin
   -- The items, running ones too: an attempt whose item is gone can write nothing. Their attempts go with them;
   -- calls to a model stay, for the books, and belong to nobody.
   v_counts := v_counts || '{"work_items": 0, "work_attempts": 0, "run_results": 0, "llm_calls": 0}';
-  for s in select * from public.toban_sources where 'device_id' = any (key_columns) order by source loop
-    v_where := format('w.source = %L and w.ref ->> ''device_id'' = %L', s.source, v_device);
-    if v_days then
+  for s in select * from public.toban_sources
+           where 'device_id' = any (key_columns) or watched = 'public.shadow_rows' order by source loop
+    v_prefix := replace(replace(v_device, '%', '%25'), '/', '%2F') || '/';
+    v_shadow := s.watched = 'public.shadow_rows';
+    if v_shadow then  -- its key is the real one's source and key
+      v_prefix := replace(s.source, 'shadow_', '') || '/' || replace(replace(v_prefix, '%', '%25'), '/', '%2F');
+    end if;
+    v_where := format('w.source = %L and ', s.source)
+               || case when v_shadow then format('w.partition = %L', v_device)
+                  else format('w.ref ->> ''device_id'' = %L', v_device) end;
+    if v_days and v_shadow then
+      v_where := v_where || $q$ and coalesce((w.at at time zone $1)::date,
+        substring(w.key from '(\d{4}-\d\d-\d\d)%2F')::date) between $2 and $3$q$;
+    elsif v_days then
       continue when s.date_column is null and s.time_column is null;
       v_where := v_where || format(' and coalesce((w.ref ->> %L)::date, (w.at at time zone $1)::date) between $2 and $3',
                                    coalesce(s.date_column, ''));
@@ -202,11 +218,11 @@ begin
                     and %s %s) x', v_where,
                    case when v_dry then '' else format('order by w.key limit %s for update skip locked', v_limit) end)
       into v_ids using v_zone, v_since, v_until;
-    v_prefix := replace(replace(v_device, '%', '%25'), '/', '%2F') || '/';
     v_where := format('c.source = %L and starts_with(c.key, %L)', s.source, v_prefix);
     if v_days then
       -- (Sources that call a model have their day in the key.)
-      v_where := case when s.date_column = any (s.key_columns) then v_where || format(
+      v_where := case when v_shadow then v_where ||
+        $q$ and substring(c.key from '(\d{4}-\d\d-\d\d)%2F')::date between $2 and $3$q$ when s.date_column = any (s.key_columns) then v_where || format(
         ' and split_part(c.key, ''/'', %s)::date between $2 and $3', array_position(s.key_columns, s.date_column))
         else 'false' end;
     end if;

@@ -6,13 +6,16 @@ from typing import Any
 
 from celery import Task
 from celery.exceptions import Ignore, Retry
+from celery.result import denied_join_result
 from kombu.exceptions import OperationalError
 
+from app import tracing
 from app.celery import Told, WorkFailed, app
 from app.errors import TobanError, Transient
 from app.ledger import Claimed
 from app.runtime import Runtime
 from app.services import Services
+from app.shadow import shadow_of
 from app.sources import Source, registry
 from app.telling import bare, reason
 from app.work import attempt_item
@@ -52,11 +55,13 @@ class WorkTask(Told):
 
 
 def define(source: Source) -> Task[Any, Any]:
-    """Register a source: its Celery task, its queue, its dispatcher's beat entry."""
+    """Register a source: its Celery task, its queue, its dispatcher's beat entry; and its shadow, if it has one."""
     registry.add(source)
     task: Task[Any, Any] = app.register_task(
         type(f"{source.name.title()}Task", (WorkTask,), {"name": f"tasks.{source.name}", "source": source})()
     )
+    if source.compare:
+        define(shadow_of(source))
     schedule()
     return task
 
@@ -76,7 +81,10 @@ def send_item(source: Source, item: Claimed) -> None:
         args=[item.id, item.key],
         task_id=item.task_id,
         queue=source.queue,
-        headers={"toban": {"source": source.name, "key": item.key, "claim": item.claim_no}},
+        headers={
+            "toban": {"source": source.name, "key": item.key, "claim": item.claim_no},
+            **tracing.headers(item.params),
+        },
         argsrepr=f"{item.key} (claim {item.claim_no})",
     )
 
@@ -91,7 +99,9 @@ def send_tick(job: str) -> None:
 
 def _publish(task: str, **options: Any) -> None:  # noqa: ANN401 - Celery's own
     try:
-        app.send_task(task, **options)
+        # Nobody here waits for the result, so no channel of the result backend is listened to for it.
+        with denied_join_result():
+            app.send_task(task, **options)
     except (OperationalError, OSError) as error:
         raise Transient(f"the broker takes no messages: {error}") from error
 
@@ -104,6 +114,7 @@ def run_job(name: str, work: Callable[[Runtime], Summary]) -> dict[str, Any]:
     """
     runtime = current()
     call = runtime.services.database.call
+    runtime.services.introduce()
     run = call("toban_begin_run", job=name, worker=runtime.worker, lease=RUN_LEASE)
     end = partial(call, "toban_end_run", run_id=run.get("run_id"), worker=runtime.worker)
     if not run["run"]:

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Permanent, Refused, Transient
 from app.telling import reason
+from app.web.api.problems import Problem
 from app.web.auth import SignInNeeded
 from app.web.i18n import mark, t
 from app.web.reader import reader
@@ -121,7 +122,13 @@ class Calm:
             await broken(Request(scope, receive), error)(scope, receive, send)
 
 
+def problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)  # noqa: S101 - what it is registered for
+    return error.response()
+
+
 def install(app: FastAPI) -> None:
+    app.add_exception_handler(Problem, problem)
     app.add_exception_handler(Transient, away)
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(Permanent, broken)

@@ -84,6 +84,17 @@ def live(ledger: Ledger, device: str, day: str = DAY) -> None:
     ledger.call("monitor")
 
 
+def compare(ledger: Ledger, device: str, day: str = DAY) -> None:
+    """The old programs did a recording and a block; ours is on the way, in the shadow."""
+    for source in ("transcription", "analysis"):
+        ledger.call("set_mode", source=source, mode="shadow", who="me")
+    ledger.file(device, f"{day}T07:00:00Z")
+    ledger.sql("update audio_files set transcriptions_status = 'completed' where recorded_at = %s", f"{day}T07:00:00Z")
+    ledger.block(device, "16-00", f"what {device} said", day)
+    ledger.sql("update dashboard set status = 'completed', summary = %s where time_block = '16-00'", f"of {device}")
+    ledger.sql("delete from source_modes")
+
+
 def everything(ledger: Ledger) -> dict[str, str]:
     """Every table as text."""
     names = [row["n"] for row in ledger.sql("select relname as n from pg_class where relkind = 'r'"
@@ -98,6 +109,9 @@ def test_every_table_is_searched_and_the_rest_stays(
 ) -> None:
     for device in (DEVICE, OTHER):
         live(ledger, device)
+        compare(ledger, device)
+    ledger.sql("insert into work_collisions (source, key, attempt, kind) values ('transcription', %s, 1, 'after')",
+               f"{DEVICE}/{NOON}")  # fmt: skip
     put(tmp_path, f"files/{DEVICE}/{DAY}/12-00/audio.wav")
     put(tmp_path, f"files/{DEVICE}/{DAY}/18-00/no-row.wav")
     kept = put(tmp_path, f"files/{OTHER}/{DAY}/12-00/audio.wav")
@@ -122,8 +136,9 @@ def test_every_table_is_searched_and_the_rest_stays(
         name: n for name, n in receipt["erased"].items() if name not in {"audio", "mentions", "deleted_audio"}
     }
     assert receipt["erased"]["transcripts"] == receipt["erased"]["vibe_whisper"] == 1
-    assert (receipt["erased"]["audio_files"], receipt["erased"]["saved_parts"]) == (3, 1)
-    assert receipt["erased"]["audio"] == 4
+    assert (receipt["erased"]["audio_files"], receipt["erased"]["saved_parts"]) == (4, 1)
+    assert (receipt["erased"]["shadow_rows"], receipt["erased"]["work_collisions"]) == (2, 1)
+    assert receipt["erased"]["audio"] == 5
     (entry,) = [one for one in ledger.call("audited")["entries"] if one["what"] == "erase"]
     assert (entry["who"], entry["target"]) == ("me", f"device sha256:{Wanted(DEVICE).sha256}")
     (row,) = ledger.call("erasures", device_sha256=Wanted(DEVICE).sha256)["erasures"]
@@ -138,14 +153,18 @@ def test_a_part_of_the_days(ledger: Ledger, eraser: Callable[..., Eraser]) -> No
 
     live(ledger, DEVICE)
     live(ledger, DEVICE, NEXT)
+    for when in (DAY, NEXT):
+        compare(ledger, DEVICE, when)
     day = date.fromisoformat(DAY)
     receipt = eraser(since=day, until=day).erase("me")
-    assert receipt["erased"]["audio_files"] == 3
+    assert receipt["erased"]["audio_files"] == 4
+    assert receipt["erased"]["shadow_rows"] == 2
     assert (receipt["since"], receipt["until"]) == (DAY, DAY)
     for table in ("transcripts", "vibe_whisper", "dashboard", "prompted_blocks"):
-        assert [str(row["date"]) for row in ledger.sql(f"select date from {table}")] == [NEXT]
+        assert {str(row["date"]) for row in ledger.sql(f"select date from {table}")} == {NEXT}
     assert not ledger.sql("select from work_items where key like %s", f"%/{DAY}%")
-    assert ledger.one("select count(*) from audio_files") == 3
+    assert ledger.one("select count(*) from audio_files") == 4
+    assert not ledger.sql("select from work_items where key like %s", f"%{DAY}%")
     assert ledger.one("select count(*) from llm_calls where key <> ''") == 1
 
 

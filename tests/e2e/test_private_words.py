@@ -133,6 +133,6 @@ def test_no_words_in_any_sink(new_system: NewSystem, recording: Path) -> None:
             "alerts": str(channel.received),
             **{f"table {name}": text for name, text in rows.items() if name not in OWN},
         }
+        assert {name: found for name, text in sinks.items() if (found := said(text, (*MARKS, *rare)))} == {}
         assert "task-failed" in readable(sinks["commands to Redis"])
         assert "valueerror in quote" in readable(sinks["log of the worker"])
-        assert {name: found for name, text in sinks.items() if (found := said(text, (*MARKS, *rare)))} == {}
