@@ -286,7 +286,8 @@ def test_status_shows_a_batch_as_one_line(world: World, services: Services) -> N
     world.rows(40)
     run_batches(services)
     screen = Console(width=160, record=True, file=io.StringIO())
-    screen.print(rendered(services.database.call("toban_status") | services.database.call("toban_other_incidents")))
+    call = services.database.call
+    screen.print(rendered(call("toban_status") | call("toban_other_incidents") | call("toban_modes")))
     shown = screen.export_text()
     assert "Running" not in shown
     (line,) = [line.split() for line in shown.partition("Batches")[2].splitlines() if line.startswith("analysis")][:1]
