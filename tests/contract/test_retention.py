@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from app.cli import main
 from app.errors import Permanent
 from app.retention import KINDS, preview, retain
 from app.services import Services, build_services
@@ -190,3 +191,24 @@ def test_the_dry_run_names_every_kind(direct_ledger: Ledger, services: Callable[
     assert set(preview(own.database, own.settings)) - {"prompted_blocks"} == KINDS.keys()
     settings = {variable(group, field) for group in GROUPS.values() for field in group.model_fields}
     assert {setting for _, setting in KINDS.values()} <= settings
+
+
+def test_the_command(
+    direct_ledger: Ledger, clean_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hear(direct_ledger)
+    for name, value in {"DATABASE_URL": clean_url, "SUPABASE_URL": "", "RETENTION_TRANSCRIPTS_DAYS": "30"}.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["retention", *arguments])
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    shown = [line.split() for line in run("--dry-run").splitlines()]
+    assert ["transcripts", "30", "days", "1", "RETENTION_TRANSCRIPTS_DAYS"] in shown
+    assert ["audio", "ever", "RETENTION_AUDIO_DAYS"] in shown
+    assert left(direct_ledger)["transcripts"] == 1
+    assert run().startswith("Forgotten: 1 texts, 1 transcripts")
+    assert run() == "Nothing is old enough.\n"
