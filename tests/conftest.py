@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.database.migrate import migrate
-from tests.support.servers import PgBouncer, Postgres, PostgREST, Redis, postgrest_binary, service_missing
+from tests.support.servers import PgBouncer, Postgres, PostgREST, RabbitMQ, Redis, postgrest_binary, service_missing
 from tests.support.speech import make_wav, spoken
 
 TEMPLATE = "toban_template"
@@ -100,6 +100,18 @@ def redis_server(_redis: Redis) -> Redis:
         _redis.start()
     _redis.flush()
     return _redis
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """RabbitMQ, soon impatient with who acknowledges nothing; a test may restart it."""
+    server = RabbitMQ(consumer_timeout=3)
+    try:
+        yield server.start()
+    except FileNotFoundError as error:
+        service_missing(str(error))
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="session")
