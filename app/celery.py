@@ -49,7 +49,7 @@ def configuration() -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": True,
         # A broker that is away must not hold up a dispatcher: it gives the items back and the next tick tries again.
         "task_publish_retry_policy": {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 1},
-        **_transport(url),
+        **transport(url),
         "redis_socket_timeout": 30,
         "redis_socket_connect_timeout": 5,
         "redis_retry_on_timeout": True,
@@ -63,7 +63,7 @@ def configuration() -> dict[str, Any]:
     }
 
 
-def _transport(url: str) -> dict[str, Any]:
+def transport(url: str) -> dict[str, Any]:
     """What the broker's connections need, by its kind."""
     if url.startswith("redis"):
         return {

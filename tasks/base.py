@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from amqp.exceptions import AMQPError, MessageNacked
 from celery import Task
 from celery.exceptions import Ignore, Retry
 from kombu.exceptions import OperationalError
@@ -93,7 +94,7 @@ def send_tick(job: str) -> None:
 def _publish(task: str, **options: Any) -> None:  # noqa: ANN401 - Celery's own
     try:
         app.send_task(task, **options)
-    except (OperationalError, OSError) as error:
+    except (OperationalError, AMQPError, MessageNacked, OSError) as error:
         raise Transient(f"the broker takes no messages: {error}") from error
 
 

@@ -103,15 +103,21 @@ def redis_server(_redis: Redis) -> Redis:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq() -> Iterator[RabbitMQ]:
-    """RabbitMQ, soon impatient with who acknowledges nothing; a test may restart it."""
-    server = RabbitMQ(consumer_timeout=3)
+def _rabbitmq() -> Iterator[RabbitMQ]:
+    server = RabbitMQ(consumer_timeout=1)
     try:
         yield server.start()
     except FileNotFoundError as error:
         service_missing(str(error))
     finally:
         server.stop()
+
+
+@pytest.fixture
+def rabbitmq(_rabbitmq: RabbitMQ) -> RabbitMQ:
+    """RabbitMQ without a queue, impatient with who acknowledges nothing for 1 s; a test may restart it."""
+    _rabbitmq.forget()
+    return _rabbitmq
 
 
 @pytest.fixture(scope="session")

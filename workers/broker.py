@@ -14,6 +14,8 @@ ledger sends its items again.
 
 from typing import Any
 
+from amqp import AccessRefused, NotAllowed
+from celery import Celery
 from celery.worker.consumer.delayed_delivery import DelayedDelivery
 from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.mingle import Mingle
@@ -27,6 +29,19 @@ def restore_unacked(self: Any, client: Any = None) -> Any:  # noqa: ANN401 - kom
     if self.channel.connection.client is None:
         return []
     return _restore_unacked(self, client)
+
+
+def check_login(app: Celery) -> None:
+    """End the program if a RabbitMQ refuses the login or the virtual host; one that is away is waited for."""
+    with app.connection_for_write() as connection:
+        if connection.transport.driver_type != "amqp":
+            return
+        try:
+            connection.connect()
+        except (AccessRefused, NotAllowed) as error:
+            raise SystemExit(f"CELERY_BROKER_URL: the broker refuses it: {error.reply_text}") from None
+        except connection.connection_errors:
+            return
 
 
 # Work-arounds, and mypy knows that they are none of ours.

@@ -26,12 +26,14 @@ from celery.signals import (
     worker_shutting_down,
 )
 
+from app.celery import app
 from app.database import Database, open_database
 from app.errors import TobanError
 from app.settings import Settings, SettingsError, Whisper, load
 from app.speech.memory import DoesNotFit, cores, plan
 from app.work import FRUGAL
 from workers import process, ticking
+from workers.broker import check_login
 
 log = structlog.get_logger("toban.worker")
 
@@ -43,6 +45,7 @@ def _check_worker(conf: Any, options: Mapping[str, Any], **_: object) -> None:  
     queues = asked.split(",") if isinstance(asked, str) else list(asked)
     process.worker.hears = "whisper" in queues
     settings = _check(audio=process.worker.hears)
+    check_login(app)
     if process.worker.hears:
         _size(settings.whisper, conf, options)
     elif "gpt" in queues and conf.worker_concurrency is None and not options.get("concurrency"):
@@ -52,6 +55,7 @@ def _check_worker(conf: Any, options: Mapping[str, Any], **_: object) -> None:  
 @beat_init.connect
 def _check_beat(**_: object) -> None:
     _check(audio=False)
+    check_login(app)
     ticking.start()
 
 

@@ -403,10 +403,17 @@ consumer_timeout = {self._consumer_timeout * 1000}
 
     def flush(self) -> None:
         """Everything that waits in a queue of ours is lost."""
+        self._each("queue_purge")
+
+    def forget(self) -> None:
+        """Our queues are gone."""
+        self._each("queue_delete")
+
+    def _each(self, method: str) -> None:
         with Connection(self.url) as connection:
-            for queue in ("whisper", "gpt", "default"):
+            for queue in ("whisper", "gpt", "default", "toy"):
                 with suppress(amqp.NotFound):
-                    connection.channel().queue_purge(queue)
+                    getattr(connection.channel(), method)(queue)
 
     def stop(self) -> None:
         for process in (self.process, self._names):

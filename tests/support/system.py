@@ -95,7 +95,11 @@ class System:
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `celery -A app call …` as an operator would."""
-        command = [sys.executable, "-m", "celery", "-A", "app", "call", *arguments]
+        return self.celery("call", *arguments)
+
+    def celery(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `celery -A app …` to its end."""
+        command = [sys.executable, "-m", "celery", "-A", "app", *arguments]
         return subprocess.run(
             command, env={**os.environ, **self.env}, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
         )
