@@ -91,13 +91,13 @@ class Process:
                 group=pwd.getpwnam(user).pw_gid if user else None,
             )
 
-    def wait_for(self, ready: Callable[[], bool], what: str) -> None:
+    def wait_for(self, ready: Callable[[], bool], what: str, seconds: float = 20) -> None:
         def ready_or_dead() -> bool:
             if (code := self.child.poll()) is not None:
                 raise RuntimeError(f"{what} ended with {code}: {self.log.read_text(errors='replace')[-2000:]}")
             return ready()
 
-        wait_for(ready_or_dead, what)
+        wait_for(ready_or_dead, what, seconds)
 
     def stop(self, seconds: float = 10) -> None:
         if self.child.poll() is None:
@@ -354,7 +354,7 @@ class RabbitMQ:
         if self._names is None:
             self._prepare()
         self.process = Process([binary], self.folder.path, env=self._environment)
-        self.process.wait_for(lambda: port_open(self.port) and port_open(self.tls_port), "RabbitMQ")
+        self.process.wait_for(lambda: port_open(self.port) and port_open(self.tls_port), "RabbitMQ", 90)
         return self
 
     def _prepare(self) -> None:
