@@ -246,7 +246,7 @@ def brokers() -> Iterator[list[tuple[str, str, dict[str, Any], Used]]]:
     pid = redis.server._process.pid  # noqa: SLF001 - it tells it in no other way
     rabbit = RabbitMQ(consumer_timeout=1800)
     try:
-        found = [("Valkey", redis.url, {}, Used(pid))]
+        found: list[tuple[str, str, dict[str, Any], Used]] = [("Valkey", redis.url, {}, Used(pid))]
         try:
             rabbit.start()
         except FileNotFoundError as error:
@@ -273,7 +273,7 @@ def messages() -> dict[str, Any]:
                 before, started = used.now(), time.perf_counter()
                 options = {"confirm_publish": True} if url.startswith("amqp") else {}
                 with Connection(url, transport_options=options) as connection:
-                    queue: Any = connection.SimpleQueue(f"{name} {number}", queue_opts={"queue_arguments": arguments})
+                    queue: Any = connection.SimpleQueue(f"{name} {number}", queue_args=arguments)
                     for message in range(MESSAGES):
                         queue.put({"id": message, "key": "9f7d6e27/2025-07-18T03:00:00Z"})
                     seconds.append(time.perf_counter() - started)

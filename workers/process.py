@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from app import tracing
 from app.runtime import Runtime
 from app.services import build_services
 from app.settings import load
@@ -44,8 +45,11 @@ def start(slots: int, *, heartbeat: bool = True) -> Runtime:
     global _runtime  # noqa: PLW0603 - one a process
     from tasks.base import send_item, send_tick
 
+    settings = load(audio=worker.hears)
+    if slots:  # a worker, not a task that is called directly
+        tracing.start(settings.traces, "-".join(worker.queues))
     _runtime = Runtime(
-        build_services(load(audio=worker.hears), worker.plan.pace if worker.plan else FRUGAL),
+        build_services(settings, worker.plan.pace if worker.plan else FRUGAL),
         worker.node,
         worker.queues,
         slots,
@@ -66,6 +70,7 @@ def stop() -> None:
     if _runtime is not None:
         _runtime.stop()
         _runtime = None
+        tracing.stop()
 
 
 def running() -> Runtime | None:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
+from app import tracing
 from app.monitor.tick import Monitor
 from app.services import Services
 from app.web import failures, routes
@@ -18,6 +19,7 @@ from app.web.reader import ReaderMiddleware
 from app.web.signing import Signing
 from app.web.state import State
 from app.web.supabase_auth import SupabaseAuth
+from app.web.traces import Traced
 
 
 def create_app(services: Services) -> FastAPI:
@@ -34,6 +36,7 @@ def create_app(services: Services) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tracing.start(settings.traces, "web")
         stop = threading.Event()
         # Should all else be dead, this process still looks, and tells people.
         watch = threading.Thread(target=lambda: Monitor(services).run(stop), name="toban-monitor", daemon=True)
@@ -42,6 +45,7 @@ def create_app(services: Services) -> FastAPI:
             yield
         stop.set()
         await run_in_threadpool(watch.join, 5)
+        await run_in_threadpool(tracing.stop)
 
     app = FastAPI(
         title="Toban",
@@ -50,6 +54,8 @@ def create_app(services: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        # Its own spans have addresses and queries in them; ours (app/web/traces.py) do not.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.toban = state
     failures.install(app)
@@ -58,4 +64,5 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(failures.Calm)
     app.add_middleware(ReaderMiddleware, settings=settings)
     app.add_middleware(Guard, https=settings.web.secure)
+    app.add_middleware(Traced)
     return app

@@ -5,7 +5,7 @@ from fastapi.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from app.web import badge, events, health, preferences, sign_in
+from app.web import badge, events, health, metrics, preferences, sign_in
 from app.web.api import monitor
 from app.web.auth import Viewer, form, viewer
 from app.web.pages import routers
@@ -40,5 +40,6 @@ def install(app: FastAPI) -> None:
         app.include_router(router, dependencies=[Depends(form)])
     # An API key of its scope is enough.
     app.include_router(badge.router)
+    app.include_router(metrics.router)
     for router in (home, events.router, sign_in.private, preferences.private, *routers):
         app.include_router(router, dependencies=[Depends(viewer), Depends(form)])
