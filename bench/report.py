@@ -163,7 +163,6 @@ def _analysis(results: Mapping[str, Figures], _: str) -> str:
     return _table(("", "rows completed", "calls", "paid calls for each", "refused for their pace"), rows)
 
 
-<<<<<<< HEAD
 def _fleets(results: Mapping[str, Figures], _: str) -> str:
     """What each call takes of PostgreSQL's processors, by the size of the fleet."""
     fleets = results["scale"]["fleets"]
@@ -216,7 +215,8 @@ def _messages(results: Mapping[str, Figures], _: str) -> str:
         for name, one in results["scale"]["messages"].items()
     ]
     return _table(("", "sent a second, one after the other", "ms of its processor for a message", "MB"), rows)
-=======
+
+
 def _day(results: Mapping[str, Figures], _: str) -> str:
     of = results["day"]
     states = ", ".join(f"{count} {state}" for state, count in of["states"].items())
@@ -233,7 +233,6 @@ def _day(results: Mapping[str, Figures], _: str) -> str:
         ("time", f"{of['seconds'] / 60:.0f} minutes, {of['times_real_time']:.0f} × real time"),
     ]
     return _table(("", ""), rows).replace("---:", "---")
->>>>>>> main
 
 
 TABLES: Mapping[str, Callable[[Mapping[str, Figures], str], str]] = {
