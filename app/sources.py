@@ -3,13 +3,14 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from app.compare import Compared
     from app.ledger import Claimed
     from app.services import Services
-    from app.settings import Settings
+    from app.settings import Ledger, Settings
     from app.work import Work
 
 Result = Mapping[str, Any]
@@ -64,10 +65,20 @@ class Registry:
     def __getitem__(self, name: str) -> Source:
         return self.sources[name]
 
-    def of_queue(self, queues: Collection[str]) -> list[Source]:
+    def dispatched(self) -> set[str]:
         """Those that have a dispatcher, which looks after their shadows too."""
-        sources = (source for source in self.sources.values() if not source.name.startswith(SHADOW))
-        return [source for source in sources if source.queue in queues]
+        return {name for name in self.sources if not name.startswith(SHADOW)}
+
+    def of_queue(self, queues: Collection[str]) -> list[Source]:
+        """Those of `dispatched` whose work is in one of the queues."""
+        names = self.dispatched()
+        return [source for name, source in self.sources.items() if name in names and source.queue in queues]
 
 
 registry = Registry()
+
+
+def load_sources(settings: "Ledger") -> None:
+    """Put every source of this program, and those that the settings name, into the registry."""
+    for module in ("tasks", *settings.extra_sources()):
+        import_module(module)

@@ -217,6 +217,28 @@ def _messages(results: Mapping[str, Figures], _: str) -> str:
     return _table(("", "sent a second, one after the other", "ms of its processor for a message", "MB"), rows)
 
 
+def _wake(results: Mapping[str, Figures], _: str) -> str:
+    """How soon a row starts, and what telling costs."""
+    of = results["wake"]
+    rows = [
+        (name, str(one["rows"]), *(_milliseconds(one[part]) for part in ("median_ms", "p95_ms", "most_ms")))
+        for name, one in (("`LISTEN`", of["listen"]), ("webhook", of["webhook"]), ("tick", of["tick"]))
+    ]
+    table = _table(("told by", "rows", "median", "95 % within", "longest"), rows)
+    burst = of["burst"]
+    nobody, listening = (f"{min(rates):,.0f} – {max(rates):,.0f}" for rates in burst["inserts_per_second"].values())
+    told = (
+        f"{burst['rows']:,} rows inserted one by one over {burst['connections']} connections: {nobody} a second while "
+        f"nobody listens, {listening} while somebody does."
+    )
+    busy = f" Others were busy on the machine: its load was {of['load_before']}." if of["load_before"] > 0.3 else ""
+    return f"{table}\n\n{told}{busy}"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value / 1000:.1f} s" if value >= 1000 else f"{value:.0f} ms"
+
+
 def _day(results: Mapping[str, Figures], _: str) -> str:
     of = results["day"]
     states = ", ".join(f"{count} {state}" for state, count in of["states"].items())
@@ -249,6 +271,7 @@ TABLES: Mapping[str, Callable[[Mapping[str, Figures], str], str]] = {
     "history": _history,
     "rest": _rest,
     "messages": _messages,
+    "wake": _wake,
 }
 
 

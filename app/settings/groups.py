@@ -246,6 +246,11 @@ class Ledger(Group):
     shutdown_grace: Seconds = Field(
         timedelta(seconds=25), description="how long a stopping worker lets its running items finish"
     )
+    listen: bool = Field(
+        True,
+        description="rows that begin to wait are claimed at once, by LISTEN over a direct connection; false: at the "
+        "next tick",
+    )
     sources: str = Field("", description="more modules that define sources, separated by commas")
     shadow: str = Field(
         "",

@@ -14,12 +14,14 @@ from app.web import failures, routes
 from app.web.accounts import Accounts
 from app.web.events import Events
 from app.web.headers import Guard
+from app.web.health import Ready
 from app.web.rates import Rates
 from app.web.reader import ReaderMiddleware
 from app.web.signing import Signing
 from app.web.state import State
 from app.web.supabase_auth import SupabaseAuth
 from app.web.traces import Traced
+from app.web.wakes import Wakes
 
 
 def create_app(services: Services) -> FastAPI:
@@ -32,6 +34,8 @@ def create_app(services: Services) -> FastAPI:
         SupabaseAuth(settings.web),
         Rates(),
         Events(services.database),
+        Ready(services),
+        Wakes(services),
     )
 
     @asynccontextmanager

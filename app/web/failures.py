@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Permanent, Refused, Transient
+from app.web.api.problems import Problem
 from app.web.auth import SignInNeeded
 from app.web.i18n import mark, t
 from app.web.reader import reader
@@ -120,7 +121,13 @@ class Calm:
             await broken(Request(scope, receive), error)(scope, receive, send)
 
 
+def problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)  # noqa: S101 - what it is registered for
+    return error.response()
+
+
 def install(app: FastAPI) -> None:
+    app.add_exception_handler(Problem, problem)
     app.add_exception_handler(Transient, away)
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(Permanent, broken)

@@ -6,7 +6,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from app.web import badge, events, health, metrics, preferences, sign_in
-from app.web.api import monitor
+from app.web.api import monitor, wake
 from app.web.auth import Viewer, form, viewer
 from app.web.pages import routers
 from app.web.render import STATIC, redirect
@@ -36,6 +36,7 @@ def install(app: FastAPI) -> None:
     # With a secret of their own, that no browser sends by itself.
     app.include_router(sign_in.tokens)
     app.include_router(monitor.router)
+    app.include_router(wake.router)
     for router in (sign_in.public, preferences.public):
         app.include_router(router, dependencies=[Depends(form)])
     # An API key of its scope is enough.

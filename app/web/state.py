@@ -14,6 +14,8 @@ from app.web.supabase_auth import SupabaseAuth
 
 if TYPE_CHECKING:
     from app.web.events import Events
+    from app.web.health import Ready
+    from app.web.wakes import Wakes
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class State:
     supabase: SupabaseAuth
     rates: Rates
     events: "Events"
+    ready: "Ready"
+    wakes: "Wakes"
 
     @property
     def settings(self) -> Settings:
