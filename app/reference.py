@@ -48,6 +48,9 @@ CODES = {
     "E033": "Both `SUPABASE_JWT_SECRET` and `SUPABASE_JWKS_URL` are set.",
     "E034": "`SUPABASE_JWT_SECRET` is too short to be safe.",
     "E035": "`FLOWER_URL` is not an http(s) address.",
+    "E050": "`WEB_EXTRA_PORTS` has something that is no port.",
+    "E051": "`LEGACY_ANONYMOUS_CIDRS` has something that is no IP address or network, or everybody.",
+    "E052": "`CORS_ORIGINS` has something that is no origin.",
 }
 INTRODUCTION = """# Configuration
 

@@ -24,6 +24,8 @@ ROLES: tuple[Role, ...] = ("viewer", "operator")
 SCOPES = {
     "badge": "how many incidents there are",
     "read": "what a viewer sees",
+    "transcribe": "have recordings transcribed (POST /fetch-and-transcribe)",
+    "analyze": "have time blocks analysed (POST /analyze-timeblock)",
     "operate": "what an operator may do, too",
 }
 

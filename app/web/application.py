@@ -11,8 +11,11 @@ from app.monitor.tick import Monitor
 from app.services import Services
 from app.web import failures, routes
 from app.web.accounts import Accounts
+from app.web.api.document import document
+from app.web.cors import Cors
 from app.web.events import Events
 from app.web.headers import Guard
+from app.web.proxies import Proxies
 from app.web.rates import Rates
 from app.web.reader import ReaderMiddleware
 from app.web.signing import Signing
@@ -46,7 +49,7 @@ def create_app(services: Services) -> FastAPI:
     app = FastAPI(
         title="Toban",
         lifespan=lifespan,
-        # Their pages come from elsewhere, and would tell strangers what there is.
+        # Their pages come from elsewhere, and would tell strangers what there is; ours is app/web/api/document.py.
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -54,8 +57,12 @@ def create_app(services: Services) -> FastAPI:
     app.state.toban = state
     failures.install(app)
     routes.install(app)
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
     # The last one is the outermost.
     app.add_middleware(failures.Calm)
+    if settings.web.origins:
+        app.add_middleware(Cors, origins=settings.web.origins)
     app.add_middleware(ReaderMiddleware, settings=settings)
     app.add_middleware(Guard, https=settings.web.secure)
+    app.add_middleware(Proxies, trusted=settings.web.trusted(), own=routes.first_parts(app))
     return app

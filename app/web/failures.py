@@ -11,6 +11,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Permanent, Refused, Transient
+from app.web.api.problems import OLD_CONTRACT, PATHS, Problem, phrase
+from app.web.api.problems import invalid as invalid_values
 from app.web.auth import SignInNeeded
 from app.web.i18n import mark, t
 from app.web.reader import reader
@@ -34,13 +36,15 @@ TITLES = {
 
 def wants_page(request: Request) -> bool:
     """Whether a person asks, by a browser."""
-    return "text/html" in request.headers.get("accept", "") and not reader().path.startswith("/api/")
+    return "text/html" in request.headers.get("accept", "") and not reader().path.startswith(PATHS)
 
 
 def failure(request: Request, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """A page that says what is wrong, or `{"error": …}`."""
-    if not wants_page(request):
+    """A page that says what is wrong, or for programs a problem."""
+    if reader().path.startswith(OLD_CONTRACT):
         return JSONResponse({"error": message}, status, headers)
+    if not wants_page(request):
+        return Problem(status, phrase(status), message, headers=headers).response()
     title = t(TITLES.get(status, TITLES[500 if status >= 500 else 400]))
     # Who asked has been found out already, or can't be now.
     response = render(
@@ -78,7 +82,13 @@ def sign_in(request: Request, _: Exception) -> Response:
     if wants_page(request):
         wanted = reader().path if request.method == "GET" and reader().path != "/" else None
         return redirect("/sign-in", next=wanted)
-    return JSONResponse({"error": "sign in first"}, 401, {"WWW-Authenticate": "Bearer"})
+    words = t("Sign in, or send an API key as `Authorization: Bearer …` or `X-API-Key: …`.")
+    return failure(request, 401, words, {"WWW-Authenticate": "Bearer"})
+
+
+def problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)  # noqa: S101 - what it is registered for
+    return failure(request, error.status, error.detail, error.headers) if wants_page(request) else error.response()
 
 
 def http(request: Request, error: Exception) -> Response:
@@ -91,8 +101,19 @@ def http(request: Request, error: Exception) -> Response:
 
 def invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
+    if not wants_page(request):
+        return unreadable(request, error).response()
     names = sorted({str(detail["loc"][-1]) for detail in error.errors() if detail["loc"]})
     return failure(request, 422, t("These values are missing or can't be read: {names}", names=", ".join(names)))
+
+
+def unreadable(request: Request, error: RequestValidationError) -> Problem:
+    found = error.errors()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if any(tuple(detail["loc"]) == ("body",) for detail in found) and kind not in {"", "application/json"}:
+        words = "send JSON, with `Content-Type: application/json`"
+        return Problem(415, phrase(415), words, headers={"Accept": "application/json"})
+    return invalid_values(found)
 
 
 class Calm:
@@ -121,6 +142,7 @@ class Calm:
 
 
 def install(app: FastAPI) -> None:
+    app.add_exception_handler(Problem, problem)
     app.add_exception_handler(Transient, away)
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(Permanent, broken)
