@@ -11,8 +11,11 @@ from app.monitor.tick import Monitor
 from app.services import Services
 from app.web import failures, routes
 from app.web.accounts import Accounts
+from app.web.api import analysis
 from app.web.api.document import document
+from app.web.api.waiting import Waiting
 from app.web.cors import Cors
+from app.web.dispatcher import Dispatcher
 from app.web.events import Events
 from app.web.headers import Guard
 from app.web.proxies import Proxies
@@ -33,6 +36,8 @@ def create_app(services: Services) -> FastAPI:
         SupabaseAuth(settings.web),
         Rates(),
         Events(services.database),
+        Dispatcher(services),
+        Waiting(analysis.look(services.database, settings.audio.device_timezone)),
     )
 
     @asynccontextmanager
@@ -41,7 +46,7 @@ def create_app(services: Services) -> FastAPI:
         # Should all else be dead, this process still looks, and tells people.
         watch = threading.Thread(target=lambda: Monitor(services).run(stop), name="toban-monitor", daemon=True)
         watch.start()
-        async with state.events.polling():
+        async with state.events.polling(), state.analyses.polling(), state.dispatcher.running():
             yield
         stop.set()
         await run_in_threadpool(watch.join, 5)

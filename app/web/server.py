@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from app.errors import TobanError
 from app.services import Services
@@ -49,6 +50,16 @@ def first_link(accounts: Accounts, base: str) -> str | None:
     return None if token is None else f"{base}/welcome/{token}"
 
 
+class Server(uvicorn.Server):
+    """Asked to stop, it first answers the requests that wait for work: that goes on without it."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        app = self.config.app
+        if isinstance(app, FastAPI):
+            app.state.toban.analyses.end()
+        await super().shutdown(sockets)
+
+
 def build_server(services: Services) -> uvicorn.Server:
     config = uvicorn.Config(
         create_app(services),
@@ -60,7 +71,7 @@ def build_server(services: Services) -> uvicorn.Server:
         timeout_graceful_shutdown=5,
         limit_concurrency=1000,
     )
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 def serve(services: Services, sockets: Sequence[socket.socket]) -> None:

@@ -13,12 +13,17 @@ from app.web.signing import Signing
 from app.web.supabase_auth import SupabaseAuth
 
 if TYPE_CHECKING:
+    from app.web.api.waiting import Waiting
+    from app.web.dispatcher import Dispatcher
     from app.web.events import Events
 
 
 @dataclass(frozen=True)
 class State:
-    """Made once by `create_app`; nothing in it connects before its first use."""
+    """Made once by `create_app`; nothing in it connects before its first use.
+
+    `analyses`: the blocks that requests wait for.
+    """
 
     services: Services
     accounts: Accounts
@@ -26,6 +31,8 @@ class State:
     supabase: SupabaseAuth
     rates: Rates
     events: "Events"
+    dispatcher: "Dispatcher"
+    analyses: "Waiting"
 
     @property
     def settings(self) -> Settings:

@@ -45,6 +45,21 @@ def legacy(scope: str) -> Callable[[Request], User]:
     return allowed
 
 
+def any_of(*scopes: str) -> Callable[[Request], User]:
+    """A dependency: an API key of one of these scopes, or anybody who is signed in."""
+
+    def allowed(request: Request, _: Annotated[None, Depends(shown)] = None) -> User:
+        user = identified(request)
+        if user is None:
+            raise SignInNeeded
+        if user.scopes is not None and not user.scopes & set(scopes):
+            words = t("This API key does not have the scope {scope}.", scope=" / ".join(scopes))
+            raise Problem(403, "Forbidden", words)
+        return user
+
+    return allowed
+
+
 def anonymous(request: Request) -> bool:
     """Whether the caller's address is in LEGACY_ANONYMOUS_CIDRS, and is really the caller's."""
     networks = state_of(request).settings.web.anonymous
