@@ -9,12 +9,14 @@ from app.web.state import state_of
 router = APIRouter(prefix="/health")
 
 
-@router.api_route("/live", methods=["GET", "HEAD"])
+@router.head("/live", include_in_schema=False)
+@router.get("/live")
 def live() -> Response:
     return JSONResponse({"status": "ok"})
 
 
-@router.api_route("/ready", methods=["GET", "HEAD"])
+@router.head("/ready", include_in_schema=False)
+@router.get("/ready")
 def ready(request: Request) -> Response:
     try:
         state_of(request).services.database.call("toban_badge")

@@ -57,6 +57,10 @@ def _block(text: str) -> str:
 def _plain(text: str) -> str:
     if "\0" in text:
         raise ValueError("holds a NUL character, which the database can't store")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair, which is no character") from None
     return text
 
 
@@ -196,7 +200,8 @@ async def analyze(
     """Writes the prompt into `dashboard`, has it answered before other rows, and waits for the verdict.
 
     By default as long as a call to the model may take, at most 55 s, so that no proxy gives up before. What is not
-    ready by then goes on, and the answer is 202. A block that waits or runs with this very prompt is not paid for twice.
+    ready by then goes on, and the answer is 202. A block that waits or runs with this very prompt is not paid for
+    twice.
     """
     state = state_of(request)
     values = asked.model_dump()
@@ -204,7 +209,10 @@ async def analyze(
     told = await run_in_threadpool(_ask, state.services.database, values, caller.name, idempotency_key)
     if told["how"] == "mismatch":
         raise Problem(
-            422, phrase(422), "this Idempotency-Key was used for another request; take a new one", code="key_reused"
+            422,
+            phrase(422),
+            "this Idempotency-Key was used for another request; take a new one",
+            code="idempotency_key_reused",
         )
     state.dispatcher.poke(SOURCE)
     wanted = wait if wait is not None else preferred(prefer)

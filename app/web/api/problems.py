@@ -76,8 +76,14 @@ class Problem(Exception):
         return JSONResponse({**body, **self.extensions}, self.status, self.headers, media_type=MEDIA_TYPE)
 
 
+# As RFC 9110 has them; Python's depend on its version.
+_PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}
+
+
 def phrase(status: int) -> str:
     """The status's own words."""
+    if status in _PHRASES:
+        return _PHRASES[status]
     try:
         return HTTPStatus(status).phrase
     except ValueError:
@@ -86,15 +92,15 @@ def phrase(status: int) -> str:
 
 def invalid(errors: Sequence[Mapping[str, Any]]) -> Problem:
     """The problem that validation errors of pydantic are; what was sent is not repeated."""
-    found = [{"field": _field(error["loc"]), "message": _message(error)} for error in errors]
+    found = [{"field": _field(error), "message": _message(error)} for error in errors]
     detail = "; ".join(f"{one['field']}: {one['message']}" for one in found[:5])
     return Problem(422, phrase(422), detail, code="invalid", errors=found)
 
 
-def _field(loc: Sequence[object]) -> str:
+def _field(error: Mapping[str, Any]) -> str:
     """`body.date` is `date`: a request has no two values of one name."""
-    names = [str(part) for part in loc]
-    return ".".join(names[1:] if len(names) > 1 else names)
+    names = [str(part) for part in error["loc"]]
+    return names[0] if len(names) == 1 or error["type"] == "json_invalid" else ".".join(names[1:])
 
 
 def _message(error: Mapping[str, Any]) -> str:
@@ -103,8 +109,6 @@ def _message(error: Mapping[str, Any]) -> str:
             return f"this is no JSON: {error.get('ctx', {}).get('error', 'it ends too early')}"
         case "missing":
             return "is missing"
-        case "string_unicode":
-            return "holds half of a surrogate pair, which is no character"
         case _:
             return str(error["msg"]).removeprefix("Value error, ")
 
