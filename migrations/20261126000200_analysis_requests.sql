@@ -141,8 +141,7 @@ begin
   select * into s from public.toban_sources where source = 'analysis';
   execute format('select r.* from public.dashboard r where %s', s.where_sql) into r using w.ref;
   return jsonb_build_object('key', p_key, 'state', w.state,
-    'own', p_prompt is null
-           or coalesce(encode(sha256(convert_to(r.prompt, 'UTF8')), 'hex') = p_prompt, false),
+    'own', coalesce(encode(sha256(convert_to(r.prompt, 'UTF8')), 'hex') = p_prompt, true),
     'result', case when w.state = 'completed' then r.analysis_result end, 'processed_at', r.processed_at,
     'tries', w.tries, 'available_at', w.available_at, 'error', w.last_error, 'kind', w.last_error_kind,
     'outcome', (select outcome from public.llm_calls where item_id = w.id order by id desc limit 1),

@@ -13,7 +13,6 @@ from app.web import failures, routes
 from app.web.accounts import Accounts
 from app.web.api import analysis
 from app.web.api.document import document
-from app.web.api.waiting import Waiting
 from app.web.cors import Cors
 from app.web.dispatcher import Dispatcher
 from app.web.events import Events
@@ -29,6 +28,7 @@ from app.web.supabase_auth import SupabaseAuth
 def create_app(services: Services) -> FastAPI:
     """The pages over `services`, which the caller closes. Nothing connects before the first request."""
     settings = services.settings
+    dispatcher = Dispatcher(services)
     state = State(
         services,
         Accounts(services.database, settings.web),
@@ -36,8 +36,8 @@ def create_app(services: Services) -> FastAPI:
         SupabaseAuth(settings.web),
         Rates(),
         Events(services.database),
-        Dispatcher(services),
-        Waiting(analysis.look(services.database, settings.audio.device_timezone)),
+        dispatcher,
+        analysis.waiting(services, dispatcher),
     )
 
     @asynccontextmanager

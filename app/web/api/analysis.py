@@ -19,10 +19,12 @@ from starlette.concurrency import run_in_threadpool
 
 from app.database import Database
 from app.errors import Refused
+from app.services import Services
 from app.web.api.access import any_of, legacy
 from app.web.api.problems import Problem, errors, phrase
-from app.web.api.waiting import LONGEST_DEFAULT, Prefer, State, Wait, preferred
+from app.web.api.waiting import LONGEST_DEFAULT, Prefer, State, Wait, Waiting, preferred
 from app.web.auth import User
+from app.web.dispatcher import Dispatcher
 from app.web.render import url
 from app.web.state import state_of
 
@@ -260,14 +262,22 @@ def analysis(
     return JSONResponse(_state(values, found))
 
 
-def look(database: Database, zone: str) -> Any:  # noqa: ANN401 - a function, as `Waiting` takes it
-    """What is known of some blocks, {key, prompt: SHA-256 of the prompt that is meant}."""
+def waiting(services: Services, dispatcher: Dispatcher) -> Waiting:
+    """For blocks: {key, prompt: SHA-256 of the prompt that is meant}."""
+    zone = services.settings.audio.device_timezone
 
-    def looked(blocks: Sequence[State]) -> Sequence[State]:
-        found: Sequence[State] = database.call("toban_analyses", blocks=list(blocks), queue=QUEUE, zone=zone)["blocks"]
+    def look(blocks: Sequence[State]) -> Sequence[State]:
+        found: Sequence[State] = services.database.call("toban_analyses", blocks=list(blocks), queue=QUEUE, zone=zone)[
+            "blocks"
+        ]
         return found
 
-    return looked
+    def seen(blocks: Sequence[State]) -> None:
+        # Somebody else was claiming, or the queue was full: now it may be sent.
+        if any(block["state"] == "pending" and not block["why"] for block in blocks):
+            dispatcher.poke(SOURCE)
+
+    return Waiting(look, seen)
 
 
 def _ask(database: Database, values: Mapping[str, str], owner: str, key: str | None) -> dict[str, Any]:

@@ -60,11 +60,15 @@ class _Waiter:
 class Waiting:
     """Everything that this process's requests wait for.
 
-    `look`: from what is waited for (each once) to its states, in the same order; called in a thread.
+    `look`: from what is waited for (each once) to its states, in the same order; called in a thread. `seen`: what is
+    done about them, in the event loop.
     """
 
-    def __init__(self, look: Callable[[Sequence[State]], Sequence[State]]) -> None:
+    def __init__(
+        self, look: Callable[[Sequence[State]], Sequence[State]], seen: Callable[[Sequence[State]], None]
+    ) -> None:
         self._look = look
+        self._seen = seen
         self._waiters: set[_Waiter] = set()
         self._ending = False
         self._away = False
@@ -127,6 +131,7 @@ class Waiting:
             log.exception("web.unseen")
             return
         self._away = False
+        self._seen(found)
         states = dict(zip(wanted, found, strict=True))
         for waiter in waiters:
             waiter.look(states[repr(sorted(waiter.what.items()))])
