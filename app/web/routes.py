@@ -29,9 +29,9 @@ class Status(BaseModel):
 
 
 @home.head("/", include_in_schema=False)
-@home.get("/", response_model=Status, tags=["status"])
+@home.get("/", response_model=Status, tags=["health"], summary="Status")
 def first(request: Request) -> Response:
-    """For programs, as the old services had it: a status, without sign-in. For browsers, the pages."""
+    """For programs, as the old services had it: a status, without sign-in. A browser is led to the pages."""
     if not wants_page(request):
         return JSONResponse(Status(docs=url("/docs"), openapi=url("/openapi.json")).model_dump())
     viewer(request)

@@ -250,6 +250,7 @@ def analysis(
     time_block: Annotated[Block, Path()],
     _caller: Annotated[User, Depends(any_of("analyze", "read", "operate"))],
 ) -> Response:
+    """The last verdict on a block, or why there is none yet. Nothing is asked for."""
     values = {"device_id": device_id, "date": date, "time_block": time_block}
     state = state_of(request)
     zone = state.settings.audio.device_timezone
