@@ -60,7 +60,7 @@ def test_an_old_client_finds_everything_where_it_was(new_system: NewSystem, mode
         assert answer.status_code in {200, 202}, answer.text
         return dict(answer.json())
 
-    wait_for(lambda: system.sql("select 1 from workers"), "the worker", 60)
+    wait_for(lambda: bool(system.sql("select 1 from workers")), "the worker", 60)
     for address in addresses:
         assert ask(f"Asked at {address}", address)["analysis_result"] == verdict_for(f"Asked at {address}")
 

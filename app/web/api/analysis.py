@@ -57,6 +57,8 @@ def _block(text: str) -> str:
 
 
 def _plain(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty")
     if "\0" in text:
         raise ValueError("holds a NUL character, which the database can't store")
     try:
@@ -67,8 +69,6 @@ def _plain(text: str) -> str:
 
 
 def _words(text: str) -> str:
-    if not text.strip():
-        raise ValueError("is empty")
     if len(text) > LONGEST_PROMPT:
         raise ValueError(f"has {len(text)} characters; at most {LONGEST_PROMPT} are taken")
     return _plain(text)

@@ -233,7 +233,7 @@ def test_without_a_worker(hands: Hands, program: httpx.Client, monkeypatch: pyte
 def test_a_row_that_is_withdrawn(hands: Hands, program: httpx.Client, api: Site) -> None:
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(ask, program)
-        wait_for(lambda: sql(api, "select 1 from dashboard"), "the row")
+        wait_for(lambda: bool(sql(api, "select 1 from dashboard")), "the row")
         sql(api, "delete from dashboard")
         assert code(waiting.result()) == (409, "withdrawn")
 
@@ -245,9 +245,7 @@ def test_two_at_once_with_different_prompts(
     model.latency = 1.0
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(ask, program, "first")
-        wait_for(
-            lambda: model.calls or sql(api, "select 1 from work_items where state = 'processing'"), "the first call"
-        )
+        wait_for(lambda: bool(sql(api, "select 1 from work_items where state = 'processing'")), "the first call")
         second = pool.submit(ask, program, "second")
         assert code(first.result()) == (409, "superseded")
         assert second.result().json()["analysis_result"] == verdict_for("second")

@@ -168,6 +168,7 @@ def test_a_bad_value_is_named_with_the_remedy(program: httpx.Client) -> None:
         ({"prompt": float("nan")}, "prompt", "valid string"),
         ({"prompt": ["x"]}, "prompt", "valid string"),
         ({"device_id": ""}, "device_id", "at least 1 character"),
+        ({"device_id": " "}, "device_id", "is empty"),
         ({"device_id": "d" * 201}, "device_id", "at most 200 characters"),
         ({"device_id": "d\0"}, "device_id", "NUL character"),
     ]
