@@ -62,7 +62,11 @@ def failure(request: Request, status: int, message: str, headers: Mapping[str, s
 
 def away(request: Request, error: Exception) -> Response:
     log.warning("web.database_away", reason=str(error))
-    words = t("The database does not answer at the moment. This page tries again by itself.")
+    words = (
+        t("The database does not answer at the moment. This page tries again by itself.")
+        if wants_page(request)
+        else t("The database does not answer at the moment. Try again in {n} s.", n=RETRY_AFTER)
+    )
     return failure(request, 503, words, {"Retry-After": str(RETRY_AFTER)})
 
 
@@ -93,7 +97,10 @@ def problem(request: Request, error: Exception) -> Response:
 
 def http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
-    words = {404: t("There is no such page."), 405: t("This page does not take such requests.")}
+    if wants_page(request):
+        words = {404: t("There is no such page."), 405: t("This page does not take such requests.")}
+    else:
+        words = {404: t("There is nothing at this path."), 405: t("This path does not take this method.")}
     standard = error.detail in {"Not Found", "Method Not Allowed"}
     message = words.get(error.status_code, error.detail) if standard else error.detail
     return failure(request, error.status_code, message, error.headers)
