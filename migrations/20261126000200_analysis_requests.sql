@@ -4,7 +4,6 @@ create table if not exists public.analysis_requests (
   owner text not null,
   idempotency_key text not null,
   fingerprint text not null,
-  item_key text not null,
   created_at timestamptz not null default now(),
   primary key (owner, idempotency_key)
 );
@@ -186,8 +185,8 @@ begin
     delete from public.analysis_requests where (owner, idempotency_key) in (
       select owner, idempotency_key from public.analysis_requests where created_at < now() - interval '1 day'
       order by created_at limit 100 for update skip locked);
-    insert into public.analysis_requests (owner, idempotency_key, fingerprint, item_key)
-    values (p ->> 'owner', p ->> 'idempotency_key', p ->> 'fingerprint', v_key) on conflict do nothing;
+    insert into public.analysis_requests (owner, idempotency_key, fingerprint)
+    values (p ->> 'owner', p ->> 'idempotency_key', p ->> 'fingerprint') on conflict do nothing;
     if not found then
       select * into q from public.analysis_requests
         where owner = p ->> 'owner' and idempotency_key = p ->> 'idempotency_key';
