@@ -16,6 +16,8 @@ log = structlog.get_logger("toban.dispatch")
 BATCH = 500
 # Rounds in which everything claimed turned out to be missing, before the rest is left to the next tick.
 ROUNDS = 100
+# Why a claim took nothing: somebody else is at it.
+BUSY = "another dispatcher is claiming"
 
 Send = Callable[[Source, Claimed], None]
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from billiard.process import current_process
+
 from app.runtime import Runtime
 from app.services import build_services
 from app.settings import load
@@ -52,6 +54,8 @@ def start(slots: int, *, heartbeat: bool = True) -> Runtime:
         send_item,
         send_tick,
         killable=worker.forks,
+        # Of children one is enough, and a parent that forks has no threads.
+        listens=not worker.forks or getattr(current_process(), "index", None) == 0,
         memory_limit=worker.plan.child if worker.plan else None,
     )
     if heartbeat:

@@ -12,6 +12,7 @@ from app.errors import TobanError
 from app.monitor.tick import Monitor
 from app.services import build_services
 from app.settings import load
+from app.wake import listen
 
 log = structlog.get_logger("toban.beat")
 
@@ -32,9 +33,12 @@ def _note(**_: object) -> None:
 
 
 def _tell() -> None:
+    from tasks.base import send_item
+
     services = build_services(load(audio=False))
     stop = threading.Event()
     threading.Thread(target=Monitor(services).run, args=(stop,), name="toban-monitor", daemon=True).start()
+    threading.Thread(target=listen, args=(services, send_item, stop), name="toban-listener", daemon=True).start()
     name: dict[str, Any] = {"beat": f"{gethostname()}#{os.getpid()}", "node": gethostname(), "pid": os.getpid()}
     while _ticked.wait():
         _ticked.clear()

@@ -16,6 +16,20 @@ select split_part(setting, '=', 2) from pg_catalog.pg_proc p, unnest(p.proconfig
 where p.pronamespace = 'public'::regnamespace and p.proname = %s and setting like 'statement_timeout=%%'
 """
 
+# How every connection is made.
+CONNECTION: dict[str, Any] = {
+    "autocommit": True,
+    # A pooler (PgBouncer, Supavisor) gives each transaction another server connection, which would not know a statement
+    # prepared on the last one.
+    "prepare_threshold": None,
+    "connect_timeout": 10,
+    # A network that swallows packets is noticed within 30 s.
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # ms
+}
+
 
 class PostgresDatabase:
     """A small pool, opened at the first call. Works behind a transaction pooler too.
@@ -25,21 +39,9 @@ class PostgresDatabase:
     """
 
     def __init__(self, dsn: str, pool_size: int = 4, patience: float = 15) -> None:
-        # A pooler (PgBouncer, Supavisor) gives each transaction another server connection, which would not know a
-        # statement prepared on the last one.
         self._dsn = dsn
         self._patience = patience
-        self._options: dict[str, Any] = {
-            "autocommit": True,
-            "prepare_threshold": None,
-            "connect_timeout": 10,
-            "application_name": "toban",
-            # A network that swallows packets is noticed within 30 s.
-            "keepalives_idle": 15,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 30_000,  # ms
-        }
+        self._options: dict[str, Any] = {**CONNECTION, "application_name": "toban"}
         if not pool_size:
             self._options["connect_timeout"] = 3  # a parent whose children wait has no more time
         self._deadlines: dict[str, str] = {}

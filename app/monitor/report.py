@@ -90,7 +90,7 @@ def checked(body: bytes) -> dict[str, Json]:
         if data.get(name) is not None:
             report[name] = read(data[name], name)
     if "tool_id" in data:
-        report["tool_id"] = _uuid(data["tool_id"], "tool_id") if data["tool_id"] else None
+        report["tool_id"] = None if data["tool_id"] in (None, "") else _uuid(data["tool_id"], "tool_id")
     if "log" in report:
         report["log"] = without_passwords(report["log"])[-LOG_LENGTH:]
     return report

@@ -237,6 +237,11 @@ class Ledger(Group):
     shutdown_grace: Seconds = Field(
         timedelta(seconds=25), description="how long a stopping worker lets its running items finish"
     )
+    listen: bool = Field(
+        True,
+        description="rows that begin to wait are claimed at once, by LISTEN over a direct connection; false: at the "
+        "next tick",
+    )
     sources: str = Field("", description="more modules that define sources, separated by commas")
     keep_items_days: int = Field(90, ge=1, description="finished items are forgotten after this, days")
     keep_runs_days: int = Field(30, ge=1, description="runs of jobs are forgotten after this, days")

@@ -46,6 +46,12 @@ class Web(Group):
         min_length=SECRET_LENGTH,
         description="signs cookies; at least 32 characters; default: made once and kept in the database",
     )
+    wake_secret: SecretStr | None = Field(
+        None,
+        min_length=SECRET_LENGTH,
+        description="what POST /wake/… has to bring along, as a header or as the key of its signature; at least 32 "
+        "characters; default: it takes nothing",
+    )
     web_session: Seconds = Field(
         timedelta(days=7),
         description="a session ends after so long without use, seconds",

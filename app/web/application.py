@@ -14,21 +14,22 @@ from app.web.accounts import Accounts
 from app.web.api import analysis
 from app.web.api.document import document
 from app.web.cors import Cors
-from app.web.dispatcher import Dispatcher
 from app.web.events import Events
 from app.web.headers import Guard
+from app.web.health import Ready
 from app.web.proxies import Proxies
 from app.web.rates import Rates
 from app.web.reader import ReaderMiddleware
 from app.web.signing import Signing
 from app.web.state import State
 from app.web.supabase_auth import SupabaseAuth
+from app.web.wakes import Wakes
 
 
 def create_app(services: Services) -> FastAPI:
     """The pages over `services`, which the caller closes. Nothing connects before the first request."""
     settings = services.settings
-    dispatcher = Dispatcher(services)
+    wakes = Wakes(services)
     state = State(
         services,
         Accounts(services.database, settings.web),
@@ -36,8 +37,9 @@ def create_app(services: Services) -> FastAPI:
         SupabaseAuth(settings.web),
         Rates(),
         Events(services.database),
-        dispatcher,
-        analysis.waiting(services, dispatcher),
+        Ready(services),
+        wakes,
+        analysis.waiting(services, wakes),
     )
 
     @asynccontextmanager
@@ -46,7 +48,7 @@ def create_app(services: Services) -> FastAPI:
         # Should all else be dead, this process still looks, and tells people.
         watch = threading.Thread(target=lambda: Monitor(services).run(stop), name="toban-monitor", daemon=True)
         watch.start()
-        async with state.events.polling(), state.analyses.polling(), state.dispatcher.running():
+        async with state.events.polling(), state.analyses.polling():
             yield
         stop.set()
         await run_in_threadpool(watch.join, 5)

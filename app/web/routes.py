@@ -10,7 +10,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from app.web import badge, events, health, preferences, sign_in
-from app.web.api import analysis, document, monitor
+from app.web.api import analysis, document, monitor, wake
 from app.web.auth import form, viewer
 from app.web.failures import wants_page
 from app.web.pages import routers
@@ -57,6 +57,7 @@ def install(app: FastAPI) -> None:
     # With a secret of their own, that no browser sends by itself.
     app.include_router(sign_in.tokens)
     app.include_router(monitor.router)
+    app.include_router(wake.router)
     for router in (sign_in.public, preferences.public):
         app.include_router(router, dependencies=[Depends(form)], include_in_schema=False)
     # An API key of its scope is enough.

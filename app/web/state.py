@@ -14,8 +14,9 @@ from app.web.supabase_auth import SupabaseAuth
 
 if TYPE_CHECKING:
     from app.web.api.waiting import Waiting
-    from app.web.dispatcher import Dispatcher
     from app.web.events import Events
+    from app.web.health import Ready
+    from app.web.wakes import Wakes
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class State:
     supabase: SupabaseAuth
     rates: Rates
     events: "Events"
-    dispatcher: "Dispatcher"
+    ready: "Ready"
+    wakes: "Wakes"
     analyses: "Waiting"
 
     @property

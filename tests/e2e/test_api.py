@@ -80,7 +80,7 @@ def test_an_old_client_finds_everything_where_it_was(new_system: NewSystem, mode
     assert ask("Without a broker?", addresses[0])["analysis_result"] == verdict_for("Without a broker?")
 
     log = system.log("web")
-    assert "web.undispatched" in log
+    assert "wake.failed" in log
     assert "Traceback" not in log
     assert "anybody there" not in log
     assert "Without a broker" not in log + system.log("two")

@@ -26,10 +26,12 @@ def settings_for(
     *,
     portal: Mapping[str, Any] | None = None,
     gpt: Mapping[str, Any] | None = None,
+    broker: str | None = None,
     **web: Any,
 ) -> Settings:
-    """`portal`, `gpt`: settings of these groups; `web`: of the group `Web`."""
+    """`portal`, `gpt`: settings of these groups; `broker`: its address; `web`: settings of the group `Web`."""
     values: dict[str, dict[str, Any]] = {
+        "broker": {"url": broker} if broker else {},
         "database": {"database_url": database_url},
         "audio": {"audio_folder": str(audio)},
         "portal": dict(portal or {}),

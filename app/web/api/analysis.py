@@ -24,9 +24,9 @@ from app.web.api.access import any_of, legacy
 from app.web.api.problems import Problem, errors, phrase
 from app.web.api.waiting import LONGEST_DEFAULT, Prefer, State, Wait, Waiting, preferred
 from app.web.auth import User
-from app.web.dispatcher import Dispatcher
 from app.web.render import url
 from app.web.state import state_of
+from app.web.wakes import Wakes
 
 SOURCE, QUEUE = "analysis", "gpt"
 # Characters: an hour's talk has some 20,000; whatever is longer is no prompt of half an hour.
@@ -216,7 +216,7 @@ async def analyze(
             "this Idempotency-Key was used for another request; take a new one",
             code="idempotency_key_reused",
         )
-    state.dispatcher.poke(SOURCE)
+    state.wakes.ask(SOURCE)
     wanted = wait if wait is not None else preferred(prefer)
     timeout = told["timeout"] or state.settings.gpt.analysis_timeout.total_seconds()
     seconds = min(timeout, LONGEST_DEFAULT) if wanted is None else wanted
@@ -263,7 +263,7 @@ def analysis(
     return JSONResponse(_state(values, found))
 
 
-def waiting(services: Services, dispatcher: Dispatcher) -> Waiting:
+def waiting(services: Services, wakes: Wakes) -> Waiting:
     """For blocks: {key, prompt: SHA-256 of the prompt that is meant}."""
     zone = services.settings.audio.device_timezone
 
@@ -276,7 +276,7 @@ def waiting(services: Services, dispatcher: Dispatcher) -> Waiting:
     def seen(blocks: Sequence[State]) -> None:
         # Somebody else was claiming, or the queue was full: now it may be sent.
         if any(block["state"] == "pending" and not block["why"] for block in blocks):
-            dispatcher.poke(SOURCE)
+            wakes.ask(SOURCE)
 
     return Waiting(look, seen)
 

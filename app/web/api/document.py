@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
 
-from app.web.api.problems import ProblemDetails
+from app.web.api.problems import ProblemDetails, errors
 from app.web.auth import User, Viewer, known
 from app.web.headers import policy
 from app.web.reader import reader
@@ -59,6 +59,12 @@ def document(app: FastAPI) -> dict[str, Any]:
         found = get_openapi(title="Toban", version=version("toban"), description=DESCRIPTION, routes=app.routes)
         components = found.setdefault("components", {})
         schemas = components.setdefault("schemas", {})
+        # FastAPI's own shape of a 422, which nothing here answers with.
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        for operation in (operation for item in found["paths"].values() for operation in item.values()):
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                operation["responses"]["422"] = errors(422)[422]
         own = ProblemDetails.model_json_schema(ref_template=REF)
         schemas |= {**own.pop("$defs", {}), "Problem": own}
         app.openapi_schema = found

@@ -31,7 +31,7 @@ def away(postgres: Postgres, site: Site) -> Iterator[None]:
 def test_the_database_goes_away_and_comes_back(site: Site, postgres: Postgres) -> None:
     browser, stranger = site.signed_in(), site.browser()
     form = {"csrf": stranger.csrf("/sign-in"), "name": "olga", "password": PASSWORD}
-    assert site.browser().get("/health/ready").status_code == 200
+    assert site.browser().get("/health/ready?need=database").status_code == 200
     with away(postgres, site):
         for _ in range(2):
             answer = browser.get("/incidents")
@@ -48,10 +48,10 @@ def test_the_database_goes_away_and_comes_back(site: Site, postgres: Postgres) -
         assert stranger.post("/sign-in", data=form).status_code == 503
         assert stranger.get("/sign-in").status_code == 200, "what needs no database is there"
         assert site.browser().get("/health/live").status_code == 200
-        assert site.browser().get("/health/ready").status_code == 503
+        assert site.browser().get("/health/ready?need=database").status_code == 503
     wait_for(lambda: browser.get("/incidents").status_code == 200, "the pages")
     assert stranger.post("/sign-in", data=form).status_code == 303
-    assert site.browser().get("/health/ready").status_code == 200
+    wait_for(lambda: site.browser().get("/health/ready?need=database").status_code == 200, "the readiness")
 
 
 def test_a_broken_page_is_calm_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,23 +12,35 @@ from fastapi.routing import iter_route_contexts
 from app.services import build_services
 from app.web.api.problems import PATHS
 from tests.conftest import TEMPLATE
-from tests.support.servers import Postgres
+from tests.support.servers import Postgres, Redis
 from tests.support.web import Site, settings_for
 
-SECRET = "webhook-secret"
+SECRET, WAKE_SECRET = "webhook-secret", "w" * 32
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
     "response_schema_conformance,unsupported_method,allow_header_conformance,negative_data_rejection,ignored_auth"
 )
+# Work may be waited for, and nobody works here; so a readiness that needs a worker would be 503, as it should be.
+CONFIG = """
+[parameters]
+wait = 0
+need = "database"
+"""
 # A badge is a picture, and the first page is there for people too.
 ELSE = {"/", "/badge.svg"}
 
 
 @pytest.fixture(scope="module")
-def site(migrated: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(migrated: Postgres, _redis: Redis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     url = migrated.create("openapi", TEMPLATE)
-    portal = {"webhook_secret": SECRET}
-    site = Site(build_services(settings_for(url, tmp_path_factory.mktemp("audio"), portal=portal), patience=10)).start()
+    settings = settings_for(
+        url,
+        tmp_path_factory.mktemp("audio"),
+        portal={"webhook_secret": SECRET},
+        broker=_redis.url,
+        wake_secret=WAKE_SECRET,
+    )
+    site = Site(build_services(settings, patience=10)).start()
     yield site
     site.stop()
 
@@ -79,16 +91,16 @@ def test_whoever_asks_gets_what_is_documented(site: Site, tmp_path: Path) -> Non
 
 def run(file: Path, site: Site, key: str) -> subprocess.CompletedProcess[str]:
     config = file.with_suffix(".toml")
-    # Work may be waited for; nobody works here.
-    config.write_text("[parameters]\nwait = 0\n", encoding="utf-8")
+    config.write_text(CONFIG, encoding="utf-8")
     command = [
         sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run", str(file),
         "--url", site.address, "--no-color",
         "--header", f"Authorization: Bearer {key}",
         "--header", f"X-TC-Portal-Webhook-Secret: {SECRET}",
+        "--header", f"X-Toban-Wake-Secret: {WAKE_SECRET}",
         "--checks", CHECKS,
         "--phases", "examples,coverage,fuzzing",
-        "--max-examples", "6", "--generation-deterministic",
-        "--no-shrink", "--continue-on-failure", "--workers", "4", "--warnings", "off",
+        "--max-examples", "5", "--generation-deterministic",
+        "--no-shrink", "--continue-on-failure", "--warnings", "off",
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
