@@ -6,6 +6,7 @@ from typing import Any
 
 from celery import Task
 from celery.exceptions import Ignore, Retry
+from celery.result import denied_join_result
 from kombu.exceptions import OperationalError
 
 from app.celery import app
@@ -92,7 +93,9 @@ def send_tick(job: str) -> None:
 
 def _publish(task: str, **options: Any) -> None:  # noqa: ANN401 - Celery's own
     try:
-        app.send_task(task, **options)
+        # Nobody here waits for the result, so no channel of the result backend is listened to for it.
+        with denied_join_result():
+            app.send_task(task, **options)
     except (OperationalError, OSError) as error:
         raise Transient(f"the broker takes no messages: {error}") from error
 

@@ -42,6 +42,11 @@ class Web(Group):
         timedelta(days=7),
         description="a session ends after so long without use, seconds",
     )
+    web_wait: Seconds = Field(
+        timedelta(seconds=55),
+        description="the longest that a request of the API waits for its batch, and how long it does by default, "
+        "seconds; shorter than the read timeout of every proxy before it (nginx: 60)",
+    )
     web_language: Literal["en", "ja"] = Field(
         "en",
         description="for readers whose browser asks for neither English nor Japanese",

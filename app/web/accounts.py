@@ -25,6 +25,7 @@ SCOPES = {
     "badge": "how many incidents there are",
     "read": "what a viewer sees",
     "operate": "what an operator may do, too",
+    "transcribe": "ask for transcriptions",
 }
 
 # Tries of one account, and from one address, within the window; then it has to pass.

@@ -11,6 +11,7 @@ from app.monitor.tick import Monitor
 from app.services import Services
 from app.web import failures, routes
 from app.web.accounts import Accounts
+from app.web.batches import Batches
 from app.web.events import Events
 from app.web.headers import Guard
 from app.web.rates import Rates
@@ -30,6 +31,7 @@ def create_app(services: Services) -> FastAPI:
         SupabaseAuth(settings.web),
         Rates(),
         Events(services.database),
+        Batches(services),
     )
 
     @asynccontextmanager
@@ -38,7 +40,7 @@ def create_app(services: Services) -> FastAPI:
         # Should all else be dead, this process still looks, and tells people.
         watch = threading.Thread(target=lambda: Monitor(services).run(stop), name="toban-monitor", daemon=True)
         watch.start()
-        async with state.events.polling():
+        async with state.events.polling(), state.batches.polling():
             yield
         stop.set()
         await run_in_threadpool(watch.join, 5)

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Permanent, Refused, Transient
+from app.web.api import problems
 from app.web.auth import SignInNeeded
 from app.web.i18n import mark, t
 from app.web.reader import reader
@@ -39,6 +40,8 @@ def wants_page(request: Request) -> bool:
 
 def failure(request: Request, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     """A page that says what is wrong, or `{"error": …}`."""
+    if reader().path.startswith(problems.PATHS):
+        return problems.Problem(status, problems.phrase(status), message, headers=headers).response()
     if not wants_page(request):
         return JSONResponse({"error": message}, status, headers)
     title = t(TITLES.get(status, TITLES[500 if status >= 500 else 400]))
@@ -91,6 +94,8 @@ def http(request: Request, error: Exception) -> Response:
 
 def invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
+    if reader().path.startswith(problems.PATHS):
+        return problems.invalid(error.errors()).response()
     names = sorted({str(detail["loc"][-1]) for detail in error.errors() if detail["loc"]})
     return failure(request, 422, t("These values are missing or can't be read: {names}", names=", ".join(names)))
 
@@ -121,6 +126,7 @@ class Calm:
 
 
 def install(app: FastAPI) -> None:
+    problems.install(app)
     app.add_exception_handler(Transient, away)
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(Permanent, broken)

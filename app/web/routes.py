@@ -6,7 +6,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from app.web import badge, events, health, preferences, sign_in
-from app.web.api import monitor
+from app.web.api import batches, monitor, transcribe
 from app.web.auth import Viewer, form, viewer
 from app.web.pages import routers
 from app.web.render import STATIC, redirect
@@ -40,5 +40,7 @@ def install(app: FastAPI) -> None:
         app.include_router(router, dependencies=[Depends(form)])
     # An API key of its scope is enough.
     app.include_router(badge.router)
+    for router in (transcribe.router, batches.router):
+        app.include_router(router)
     for router in (home, events.router, sign_in.private, preferences.private, *routers):
         app.include_router(router, dependencies=[Depends(viewer), Depends(form)])

@@ -10,6 +10,7 @@ from app.services import Services
 from app.settings import Web
 from app.web.accounts import Accounts
 from app.web.application import create_app
+from app.web.state import State
 
 log = structlog.get_logger("toban.web")
 
@@ -49,8 +50,9 @@ def first_link(accounts: Accounts, base: str) -> str | None:
 
 
 def build_server(services: Services) -> uvicorn.Server:
+    app = create_app(services)
     config = uvicorn.Config(
-        create_app(services),
+        app,
         log_config=None,  # the program's own
         access_log=False,  # addresses of one-time links would be in it
         server_header=False,
@@ -60,7 +62,10 @@ def build_server(services: Services) -> uvicorn.Server:
         timeout_graceful_shutdown=5,
         limit_concurrency=1000,
     )
-    return uvicorn.Server(config)
+    server = uvicorn.Server(config)
+    state: State = app.state.toban
+    state.batches.stopping = lambda: server.should_exit
+    return server
 
 
 def serve(services: Services, own: socket.socket) -> None:

@@ -13,6 +13,7 @@ from app.web.signing import Signing
 from app.web.supabase_auth import SupabaseAuth
 
 if TYPE_CHECKING:
+    from app.web.batches import Batches
     from app.web.events import Events
 
 
@@ -26,6 +27,7 @@ class State:
     supabase: SupabaseAuth
     rates: Rates
     events: "Events"
+    batches: "Batches"
 
     @property
     def settings(self) -> Settings:

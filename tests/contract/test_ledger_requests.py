@@ -104,7 +104,7 @@ def test_devices_that_are_uuids(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_a_model_that_no_worker_holds_is_refused(ledger: Ledger, alive: bool) -> None:
+def test_a_model_that_no_worker_holds_is_refused(ledger: Ledger, *, alive: bool) -> None:
     key = ledger.file()
     assert answer(ledger, model="small") == {"refused": {"models": ["base"], "fits": []}}, "as the caller knows"
     for worker, models in (("w1", ["tiny"]), ("w2", ["tiny", "small"]), ("w3", ["medium"])):
@@ -175,9 +175,7 @@ def test_a_cancelled_batch_gives_back_what_has_not_begun(ledger: Ledger) -> None
     ledger.call("reprocess", source="transcription", keys=[keys[2]], priority=7, params={"model": "tiny"})
     batch = ask(ledger, model="base")
     assert [urgency(ledger, key) for key in keys] == [(5, "base"), (5, "base"), (7, "base")]
-    running, _queued = (
-        ledger.start(item) if number == 1 else item for number, item in enumerate(ledger.claim(2))
-    )
+    running, _queued = (ledger.start(item) if number == 1 else item for number, item in enumerate(ledger.claim(2)))
     ledger_keys = {item["key"]: item["state"] for item in see(ledger, batch)["items"]}
     assert sorted(ledger_keys.values()) == ["pending", "processing", "queued"]
     for _ in range(2):  # twice is once
