@@ -43,7 +43,8 @@ class Watched:
 
     open: int
     mark: str | None = None
-    listeners: int = 0
+    waiters: int = 0
+    followers: int = 0
     news: asyncio.Event = field(default_factory=asyncio.Event)
     found: tuple[str | None, Found] | None = None
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -168,9 +169,13 @@ class Batches:
             for watched in self._watched.values():
                 watched.tell()
             return
+        asked = dict(self._watched)  # whoever comes while the database is asked is not in its answer
         try:
             answer = await run_in_threadpool(
-                self._services.database.call, "toban_requested_batches", batches=list(self._watched)
+                self._services.database.call,
+                "toban_requested_batches",
+                batches=list(asked),
+                followed=[batch for batch, watched in asked.items() if watched.followers],
             )
         except TobanError as error:
             if not self._away:
@@ -182,9 +187,9 @@ class Batches:
             return
         self._away = False
         now = {look["id"]: look for look in answer["batches"]}
-        for batch, watched in self._watched.items():
+        for batch, watched in asked.items():
             look = now.get(batch, {"open": 0, "mark": "forgotten"})
-            if look["mark"] != watched.mark:
+            if (watched.open, watched.mark) != (look["open"], look["mark"]):
                 watched.open, watched.mark = look["open"], look["mark"]
                 watched.tell()
 
@@ -194,23 +199,28 @@ class Batches:
         return self._waiting < MOST
 
     @asynccontextmanager
-    async def watching(self, found: Found) -> AsyncIterator[Watched]:
-        """The poller looks at this batch inside the block."""
+    async def watching(self, found: Found, *, closely: bool) -> AsyncIterator[Watched]:
+        """The poller looks at this batch inside the block; `closely`: at each of its files."""
         batch = found["id"]
         watched = self._watched.setdefault(batch, Watched(found["open"]))
-        watched.listeners += 1
-        self._waiting += 1
+        self._count(watched, 1, closely=closely)
         try:
             yield watched
         finally:
-            self._waiting -= 1
-            watched.listeners -= 1
-            if not watched.listeners:
+            self._count(watched, -1, closely=closely)
+            if not watched.waiters + watched.followers:
                 del self._watched[batch]
+
+    def _count(self, watched: Watched, more: int, *, closely: bool) -> None:
+        self._waiting += more
+        if closely:
+            watched.followers += more
+        else:
+            watched.waiters += more
 
     async def done(self, found: Found) -> None:
         """Return when nothing of the batch is left to do, or this process stops."""
-        async with self.watching(found) as watched:
+        async with self.watching(found, closely=False) as watched:
             while watched.open and not self.stopping():
                 await watched.news.wait()
 

@@ -60,7 +60,8 @@ def test_it_is_followed_to_its_end(ledger: Ledger) -> None:
     for hour in range(4):
         ledger.file("d1", f"2025-07-18T0{hour}:00:00Z")
     batch = ask(ledger)
-    look = ledger.call("requested_batches", batches=[batch["id"]])["batches"][0]
+    ids = {"batches": [batch["id"]], "followed": [batch["id"]]}
+    look = ledger.call("requested_batches", **ids)["batches"][0]
     assert look["open"] == 4
     ledger.heartbeat(slots=4)
     done, failed, skipped, running = [ledger.start(item) for item in ledger.claim(4)]
@@ -72,7 +73,8 @@ def test_it_is_followed_to_its_end(ledger: Ledger) -> None:
     assert states(batch) == ["completed", "failed", "skipped", "processing"]
     assert [item["error"] for item in batch["items"]] == [None, "empty", "there is no such audio object", None]
     assert batch["items"][3]["progress"] == {"done": 3, "total": 4}
-    (later,) = ledger.call("requested_batches", batches=[batch["id"]])["batches"]
+    (later,) = ledger.call("requested_batches", **ids)["batches"]
+    assert ledger.call("requested_batches", batches=[batch["id"]])["batches"][0]["open"] == 1
     assert (later["open"], later["mark"] == look["mark"]) == (1, False)
     ledger.finish(running)
     assert see(ledger, batch)["open"] == 0
@@ -164,7 +166,8 @@ def test_rows_that_end_elsewhere_end_for_the_batch(ledger: Ledger) -> None:
     batch = see(ledger, batch)
     assert (states(batch), batch["open"]) == (["completed", "skipped", "skipped"], 0)
     assert [item["error"] for item in batch["items"]] == [None, "the row is gone", "the row is gone"]
-    assert ledger.call("requested_batches", batches=[batch["id"]])["batches"][0]["open"] == 0
+    ids = {"batches": [batch["id"]], "followed": [batch["id"]]}
+    assert ledger.call("requested_batches", **ids)["batches"][0]["open"] == 0
 
 
 def test_a_cancelled_batch_gives_back_what_has_not_begun(ledger: Ledger) -> None:

@@ -318,7 +318,7 @@ async def _told(
     }
     sums = ""
     retry: int | None = 2000
-    async with batches.watching(found) as watched:
+    async with batches.watching(found, closely=True) as watched:
         while True:
             news = watched.news
             at = found["now"]
