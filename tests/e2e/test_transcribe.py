@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 import urllib.request
 import wave
@@ -19,8 +18,8 @@ import pytest
 from app.web.prefer import patience
 from tests.e2e.conftest import NewSystem
 from tests.support.gateway import Nginx
-from tests.support.servers import free_port, port_open, service_missing, wait_for
-from tests.support.system import DEVICES, FIRST, Process, System, kill_tree
+from tests.support.servers import free_port, service_missing, wait_for
+from tests.support.system import DEVICES, FIRST, System, kill_tree
 
 # As domain.md has recorded it: what a client sends, and what it reads.
 RECORDED = {
@@ -57,26 +56,6 @@ def silence(path: Path) -> Path:
         output.setparams((1, 2, 16_000, 0, "NONE", ""))
         output.writeframes(bytes(16_000))
     return path
-
-
-def start_web(system: System, name: str, port: int, **env: str) -> Process:
-    folder = system.logs.path / name
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "app.cli", "web", "--port", str(port), "--no-link"]
-    system.processes[name] = Process(command, folder, env={**system.env, **env})
-    return system.processes[name]
-
-
-def new_key(system: System) -> str:
-    from app.database import open_database
-    from app.settings import Database, Web
-    from app.web.accounts import Accounts
-
-    database = open_database(Database(database_url=system.database_url, _env_file=None), shared=False)  # type: ignore[arg-type]
-    try:
-        return Accounts(database, Web(_env_file=None)).add_key("old-clients", ["transcribe"])
-    finally:
-        database.close()
 
 
 @contextmanager
@@ -135,16 +114,14 @@ class Follower:
 def test_an_old_client_and_a_whole_day_at_once(new_system: NewSystem, recording: Path, tmp_path: Path) -> None:
     system = new_system(ROOT_PATH="/vibe-transcriber")
     ports = free_port(), free_port()
-    start_web(system, "web", ports[0])
+    system.web("web", ports[0])
     # Times of nginx and of the wait, shortened in proportion: 60 and 55 seconds by default.
-    short = start_web(system, "web-short", ports[1], WEB_WAIT="2")
+    short = system.web("web-short", ports[1], WEB_WAIT="2")
     system.start("whisper", "default")
-    key = new_key(system)
+    key = system.key("old-clients", "transcribe")
     quiet = silence(tmp_path / "quiet.wav")
     for number in range(48):
         add(system, DEVICES[1], number, quiet)
-    for number, name in enumerate(("web", "web-short")):
-        system.processes[name].wait_for(lambda port=ports[number]: port_open(port), name)  # type: ignore[misc]
 
     with nginx(ports[1], key, proxy_read_timeout="3s") as base:
         prefix = f"{base}/vibe-transcriber"
@@ -159,8 +136,7 @@ def test_an_old_client_and_a_whole_day_at_once(new_system: NewSystem, recording:
         # The web process is killed in the middle: the work goes on, and so does who follows it.
         kill_tree(short.child.pid)
         short.stop()
-        again = start_web(system, "web-short", ports[1], WEB_WAIT="2")
-        again.wait_for(lambda: port_open(ports[1]), "the web process")
+        system.web("web-short", ports[1], WEB_WAIT="2")
         deadline = time.monotonic() + 90
         while follower.done is None and time.monotonic() < deadline:
             follower.listen()

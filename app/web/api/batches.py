@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from app.errors import TobanError
 from app.speech.transcribe import time_block
 from app.web.api.access import legacy
-from app.web.api.problems import Problem, errors
+from app.web.api.problems import Problem, errors, phrase
 from app.web.auth import User
 from app.web.batches import Batches, Found
 from app.web.pages.words import share, why
@@ -303,7 +303,7 @@ async def events(
     if last_event_id == DONE and not found["open"]:
         return Response(status_code=204)
     if not state.batches.room:
-        raise Problem(503, "Service Unavailable", "too many streams are open", headers={"Retry-After": "30"})
+        raise Problem(503, phrase(503), "too many streams are open", headers={"Retry-After": "30"})
     return EventSourceResponse(_told(request, state, found, last_event_id), ping=PING)
 
 

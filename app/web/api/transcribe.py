@@ -12,8 +12,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from app.speech.memory import SIZES
 from app.web.api.batches import Answer, Caller, UnderWay, answer, link, under_way
-from app.web.api.problems import Problem, errors
+from app.web.api.problems import Problem, errors, phrase
 from app.web.auth import User
 from app.web.batches import Found, hold
 from app.web.prefer import Began, Prefer, Wait, patience
@@ -136,15 +137,15 @@ def _ask(request: Request, user: User, asked: Transcription, key: str | None) ->
     if "conflict" in told:
         raise Problem(
             422,
-            "Unprocessable Content",
+            phrase(422),
             "this Idempotency-Key was used for another request; take a new one",
             code="idempotency_key_reused",
         )
     if refused := told.get("refused"):
-        models, fits = refused["models"], refused["fits"]
+        models, fits = refused["models"], [size for size in SIZES if size in refused["fits"]]
         raise Problem(
             422,
-            "Unprocessable Content",
+            phrase(422),
             f"no worker holds the model {asked.model}; they hold: {', '.join(models)}"
             + (f"; of the sizes of models these would fit there: {', '.join(fits)}" if fits else ""),
             code="model_not_held",

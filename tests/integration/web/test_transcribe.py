@@ -6,17 +6,21 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psycopg
 import pytest
+import redis
 
+from app.database.postgres import PostgresDatabase
 from app.services import build_services
 from app.web.prefer import patience
 from tests.conftest import TEMPLATE
 from tests.support.ledger import NOON, Ledger
-from tests.support.servers import Postgres, wait_for
+from tests.support.servers import Postgres, Redis, free_port, wait_for
+from tests.support.system import System
 from tests.support.web import PASSWORD, Browser, Site, settings_for
 
 OpenSite = Callable[..., Site]
@@ -235,9 +239,9 @@ def test_a_model_that_no_worker_holds(client: Browser, ledger: Ledger) -> None:
     problem = answer.json()
     assert problem["detail"] == (
         "no worker holds the model base; they hold: tiny, tiny.en; of the sizes of models these would fit there: "
-        "base, tiny"
+        "tiny, base"
     )
-    assert (problem["models"], problem["fits"]) == (["tiny", "tiny.en"], ["base", "tiny"])
+    assert (problem["models"], problem["fits"]) == (["tiny", "tiny.en"], ["tiny", "base"])
     assert post(client, model="tiny").status_code == 202
     assert post(client, model=None).status_code == 202
 
@@ -465,3 +469,28 @@ def test_a_process_that_stops_answers_those_who_wait(open_site: OpenSite, databa
         wait_for(lambda: site.app.state.toban.batches._waiting == 1, "the wait")
         site.server.should_exit = True
         assert waiting.result().status_code == 202
+
+
+def test_what_is_asked_for_is_sent_off_at_once(database_url: str, redis_server: Redis, tmp_path: Path) -> None:
+    database = PostgresDatabase(database_url)
+    ledger = Ledger(database, database_url)
+    with System(database_url, redis_server, tmp_path) as system, redis.Redis(port=redis_server.port) as broker:
+        port = free_port()
+        system.web("web", port)
+        client = httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": system.key("ci", "transcribe")}, timeout=30
+        )
+        ledger.heartbeat(queues=["whisper"])
+        key = ledger.file()
+        with client:
+            assert post(client, model=None).status_code == 202
+            wait_for(lambda: broker.llen("whisper") == 1, "the message")
+            assert ledger.state(key) == "queued"
+            # Without a broker it is given back, for the next tick.
+            redis_server.stop()
+            later = ledger.file("d2")
+            assert post(client, device_id="d2", model=None).json()["summary"]["total_files"] == 1
+            wait_for(lambda: "web.unsent" in system.log("web"), "the failure")
+            assert ledger.state(later) == "pending"
+    ledger.close()
+    database.close()
