@@ -44,8 +44,8 @@ class Web(Group):
     )
     web_wait: Seconds = Field(
         timedelta(seconds=55),
-        description="the longest that a request of the API waits for its batch, and how long it does by default, "
-        "seconds; shorter than the read timeout of every proxy before it (nginx: 60)",
+        description="how long a request of the API waits for its batch unless it says otherwise, seconds; shorter than "
+        "the read timeout of every proxy before it (nginx: 60)",
     )
     web_language: Literal["en", "ja"] = Field(
         "en",

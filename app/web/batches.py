@@ -132,7 +132,9 @@ class Batches:
             await run_in_threadpool(self._dispatch)
 
     def _dispatch(self) -> None:
-        from tasks.base import send_item  # Celery, and all sources with it
+        # Celery, and all sources with it. (First the package: the monitor's thread may be importing it from its top.)
+        import tasks  # noqa: F401
+        from tasks.base import send_item
 
         try:
             for _ in range(5):

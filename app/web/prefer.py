@@ -13,20 +13,24 @@ from fastapi import Depends, Header, Query
 _PREFERENCE = re.compile(r'(?:^|,)\s*([\w!#$%&\'*+.^`|~-]+)\s*(?:=\s*"?([^",;]*)"?)?')
 
 
-def patience(prefer: str, wait: float | None, most: float) -> tuple[float, str | None]:
-    """Seconds to hold the request, `most` at most and by default; and what `Preference-Applied` says, if anything.
+# Whoever asks for more than the default knows a proxy that is more patient, seconds.
+MOST = 600
+
+
+def patience(prefer: str, wait: float | None, default: float) -> tuple[float, str | None]:
+    """Seconds to hold the request; and what `Preference-Applied` says, if anything.
 
     What of `Prefer` can't be read is as if it were not there.
     """
     if wait is not None:
-        return min(wait, most), None
+        return min(wait, MOST), None
     asked: dict[str, str] = {}
     for name, value in _PREFERENCE.findall(prefer.lower()):
         asked.setdefault(name, value.strip())
     if re.fullmatch(r"\d{1,9}", asked.get("wait", "")):
-        seconds = min(float(asked["wait"]), most)
+        seconds = min(float(asked["wait"]), MOST)
         return seconds, f"wait={seconds:g}"
-    return (0.0, "respond-async") if "respond-async" in asked else (most, None)
+    return (0.0, "respond-async") if "respond-async" in asked else (default, None)
 
 
 async def _began() -> float:
@@ -40,8 +44,9 @@ Wait = Annotated[
     float | None,
     Query(
         ge=0,
+        le=MOST,
         allow_inf_nan=False,
-        description="seconds to wait for the result, at most `WEB_WAIT` (55), which is also the default; 0: none",
+        description="seconds to wait for the result; 0: none; default: `Prefer`, else `WEB_WAIT` (55)",
         examples=[0, 30],
     ),
 ]

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.errors import TobanError
 from app.speech.transcribe import time_block
-from app.web.api.access import legacy
+from app.web.api.access import any_of, keyed
 from app.web.api.problems import Problem, errors, phrase
 from app.web.auth import User
 from app.web.batches import Batches, Found
@@ -253,17 +253,18 @@ def _moment(text: str) -> datetime:
 # --- routes -----------------------------------------------------------------------------------------------------------
 
 router = APIRouter(tags=["Transcription"])
-Caller = Annotated[User, Depends(legacy("transcribe"))]
+Reads = Annotated[User, Depends(any_of("transcribe", "read", "operate"))]
+Cancels = Annotated[User, Depends(keyed("transcribe"))]
 
 
 @router.get("/batches/{batch_id}", response_model=Batch, responses=errors(404, 422))
-def batch(request: Request, _user: Caller, batch_id: UUID) -> Response:
+def batch(request: Request, _user: Reads, batch_id: UUID) -> Response:
     """How a batch gets on, file by file. Batches are kept for `TOBAN_KEEP_BATCHES_DAYS`."""
     return JSONResponse(whole(request, state_of(request).batches.see(str(batch_id))))
 
 
 @router.delete("/batches/{batch_id}", response_model=Batch, responses=errors(404, 422))
-def cancel(request: Request, _user: Caller, batch_id: UUID) -> Response:
+def cancel(request: Request, _user: Cancels, batch_id: UUID) -> Response:
     """Cancel a batch: what has not begun loses its precedence and waits as before; what runs is finished.
 
     Of a batch that is done nothing changes; cancelling twice is the same as once.
@@ -291,7 +292,7 @@ def cancel(request: Request, _user: Caller, batch_id: UUID) -> Response:
 )
 async def events(
     request: Request,
-    _user: Caller,
+    _user: Reads,
     batch_id: UUID,
     last_event_id: Annotated[
         str | None, Header(description="the id of the last event that was heard: the stream goes on after it")

@@ -6,14 +6,15 @@ import re
 from datetime import date
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from app.speech.memory import SIZES
-from app.web.api.batches import Answer, Caller, UnderWay, answer, link, under_way
+from app.web.api.access import legacy
+from app.web.api.batches import Answer, UnderWay, answer, link, under_way
 from app.web.api.problems import Problem, errors, phrase
 from app.web.auth import User
 from app.web.batches import Found, hold
@@ -84,7 +85,7 @@ HEADERS = {
 async def fetch_and_transcribe(
     request: Request,
     began: Began,
-    user: Caller,
+    user: Annotated[User, Depends(legacy("transcribe"))],
     asked: Transcription,
     wait: Wait = None,
     prefer: Prefer = None,  # noqa: ARG001 - documented here; several lines of it are one
@@ -97,7 +98,7 @@ async def fetch_and_transcribe(
         ),
     ] = None,
 ) -> Response:
-    """Transcribe all pending recordings of a device and day, before others, and wait for them up to `WEB_WAIT` seconds.
+    """Transcribe all pending recordings of a device and day, before others, and wait for it.
 
     Done by then: 200, in the old service's shape. Not done: 202 with the same fields as far as they are known; the work
     goes on whether anybody waits or not. Files that are under way already, or in another batch, are waited for and not
