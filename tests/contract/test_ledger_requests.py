@@ -171,30 +171,31 @@ def test_rows_that_end_elsewhere_end_for_the_batch(ledger: Ledger) -> None:
 
 
 def test_a_cancelled_batch_gives_back_what_has_not_begun(ledger: Ledger) -> None:
-    ledger.call("heartbeat", worker="w1", slots=1, items=[], node="n", pid=1, queues=["whisper"], lease=60, stall=300)
-    for hour in range(3):
-        ledger.file("d1", f"2025-07-18T0{hour}:00:00Z")
-    keys = [item["key"] for item in ledger.sql("select key from work_items order by key")]
-    ledger.call("reprocess", source="transcription", keys=[keys[2]], priority=7, params={"model": "tiny"})
+    keys = [ledger.file("d1", f"2025-07-18T0{hour}:00:00Z") for hour in range(3)]
     batch = ask(ledger, model="base")
-    assert [urgency(ledger, key) for key in keys] == [(5, "base"), (5, "base"), (7, "base")]
-    running, _queued = (ledger.start(item) if number == 1 else item for number, item in enumerate(ledger.claim(2)))
-    ledger_keys = {item["key"]: item["state"] for item in see(ledger, batch)["items"]}
-    assert sorted(ledger_keys.values()) == ["pending", "processing", "queued"]
+    assert [urgency(ledger, key) for key in keys] == [(5, "base")] * 3
+    attempt = ledger.running()
+    ledger.claim(1)
+    assert states(see(ledger, batch)) == ["processing", "queued", "pending"]
     for _ in range(2):  # twice is once
         told = cancel(ledger, batch)
-        assert (sorted(states(told)), told["open"]) == (["cancelled", "cancelled", "processing"], 1)
+        assert (states(told), told["open"]) == (["processing", "cancelled", "cancelled"], 1)
         assert told["cancelled_at"]
-    assert {state: ledger.states()[state] for state in ("pending", "queued", "processing")} == {
-        "pending": 1, "queued": 1, "processing": 1,
-    }  # fmt: skip
-    given_back = {key: urgency(ledger, key) for key in keys if ledger.state(key) != "processing"}
-    assert set(given_back.values()) <= {(0, None), (7, "tiny")}
-    assert given_back.get(keys[2], (7, "tiny")) == (7, "tiny")
-    attempt = running if hasattr(running, "token") else _queued
+    assert [ledger.state(key) for key in keys] == ["processing", "queued", "pending"]
+    assert [urgency(ledger, key) for key in keys[1:]] == [(0, None)] * 2
     assert ledger.finish(attempt)["written"]
     done = see(ledger, batch)
-    assert (sorted(states(done)), done["open"]) == (["cancelled", "cancelled", "completed"], 0)
+    assert (states(done), done["open"]) == (["completed", "cancelled", "cancelled"], 0)
+
+
+def test_a_cancelled_batch_gives_back_what_was_asked_for_before(ledger: Ledger) -> None:
+    key = ledger.file()
+    ledger.call("reprocess", source="transcription", keys=[key], priority=3, params={"model": "tiny", "frugal": True})
+    batch = ask(ledger, model="base")
+    assert urgency(ledger, key) == (5, "base")
+    cancel(ledger, batch)
+    assert urgency(ledger, key) == (3, "tiny")
+    assert ledger.item(key)["params"]["frugal"] is True
 
 
 def test_a_cancelled_batch_leaves_what_another_waits_for(ledger: Ledger) -> None:
