@@ -29,8 +29,9 @@ demo: .venv/.demo
 up: .venv/.demo
 	@$(BIN)/toban up
 
+# Most tests wait for processes, so they run side by side; -n0 in PYTEST_ARGS runs them one by one.
 test: lint
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 lint: .venv/.dev
 	@$(BIN)/ruff check --quiet

