@@ -67,10 +67,10 @@ def day_of(day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
 
 
 class Batches:
-    """All batches that this process is asked about. `stopping`: whether it has been asked to end."""
+    """All batches that this process is asked about. `ending`: it has been asked to stop."""
 
     def __init__(self, services: Services) -> None:
-        self.stopping: Callable[[], bool] = lambda: False
+        self.ending = False
         self._services = services
         self._watched: dict[str, Watched] = {}
         self._waiting = 0
@@ -167,10 +167,6 @@ class Batches:
             await asyncio.sleep(INTERVAL)
 
     async def _look(self) -> None:
-        if self.stopping():
-            for watched in self._watched.values():
-                watched.tell()
-            return
         asked = dict(self._watched)  # whoever comes while the database is asked is not in its answer
         try:
             answer = await run_in_threadpool(
@@ -194,6 +190,12 @@ class Batches:
             if (watched.open, watched.mark) != (look["open"], look["mark"]):
                 watched.open, watched.mark = look["open"], look["mark"]
                 watched.tell()
+
+    def end(self) -> None:
+        """The process stops: whoever waits is answered now. Called within the event loop."""
+        self.ending = True
+        for watched in self._watched.values():
+            watched.tell()
 
     @property
     def room(self) -> bool:
@@ -223,7 +225,7 @@ class Batches:
     async def done(self, found: Found) -> None:
         """Return when nothing of the batch is left to do, or this process stops."""
         async with self.watching(found, closely=False) as watched:
-            while watched.open and not self.stopping():
+            while watched.open and not self.ending:
                 await watched.news.wait()
 
     async def latest(self, watched: Watched, batch: str) -> Found:

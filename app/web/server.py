@@ -4,13 +4,13 @@ import socket
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from app.errors import TobanError
 from app.services import Services
 from app.settings import Web
 from app.web.accounts import Accounts
 from app.web.application import create_app
-from app.web.state import State
 
 log = structlog.get_logger("toban.web")
 
@@ -49,10 +49,19 @@ def first_link(accounts: Accounts, base: str) -> str | None:
     return None if token is None else f"{base}/welcome/{token}"
 
 
+class Server(uvicorn.Server):
+    """Asked to stop, it first answers the requests that wait for work: that goes on without it."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        app = self.config.app
+        if isinstance(app, FastAPI):
+            app.state.toban.batches.end()
+        await super().shutdown(sockets)
+
+
 def build_server(services: Services) -> uvicorn.Server:
-    app = create_app(services)
     config = uvicorn.Config(
-        app,
+        create_app(services),
         log_config=None,  # the program's own
         access_log=False,  # addresses of one-time links would be in it
         server_header=False,
@@ -62,10 +71,7 @@ def build_server(services: Services) -> uvicorn.Server:
         timeout_graceful_shutdown=5,
         limit_concurrency=1000,
     )
-    server = uvicorn.Server(config)
-    state: State = app.state.toban
-    state.batches.stopping = lambda: server.should_exit
-    return server
+    return Server(config)
 
 
 def serve(services: Services, own: socket.socket) -> None:

@@ -338,7 +338,7 @@ async def _told(
                 yield ServerSentEvent(event="batch", id=at, data=_json(data), retry=retry)
                 retry = None
             await news.wait()
-            if batches.stopping():
+            if batches.ending:
                 return
             try:
                 found = await batches.latest(watched, found["id"])
