@@ -295,8 +295,8 @@ async def events(
     _user: Reads,
     batch_id: UUID,
     last_event_id: Annotated[
-        str | None, Header(description="the id of the last event that was heard: the stream goes on after it")
-    ] = None,
+        str, Header(description="the id of the last event that was heard: the stream goes on after it")
+    ] = "",
 ) -> Response:
     """Follow a batch (Server-Sent Events). After a broken connection, what was told already is left out."""
     state = state_of(request)
@@ -308,9 +308,7 @@ async def events(
     return EventSourceResponse(_told(request, state, found, last_event_id), ping=PING)
 
 
-async def _told(
-    request: Request, state: State, found: Found, last_event_id: str | None
-) -> AsyncIterator[ServerSentEvent]:
+async def _told(request: Request, state: State, found: Found, last_event_id: str) -> AsyncIterator[ServerSentEvent]:
     batches: Batches = state.batches
     zone = state.settings.audio.zone
     since = _position(last_event_id)
@@ -346,10 +344,10 @@ async def _told(
                 return  # the client asks again, and hears what is the matter
 
 
-def _position(last_event_id: str | None) -> datetime | None:
+def _position(last_event_id: str) -> datetime | None:
     """The moment until which a client has heard everything; None: it is new here, or says nothing that we said."""
     try:
-        moment = datetime.fromisoformat(last_event_id or "")
+        moment = datetime.fromisoformat(last_event_id)
         return moment - MARGIN if moment.tzinfo else None
     except (ValueError, OverflowError):
         return None

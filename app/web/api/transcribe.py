@@ -90,13 +90,12 @@ async def fetch_and_transcribe(
     wait: Wait = None,
     prefer: Prefer = None,  # noqa: ARG001 - documented here; several lines of it are one
     idempotency_key: Annotated[
-        str | None,
+        str,
         Header(
-            min_length=1,
             max_length=255,
             description="the same key with the same body is the same batch for 24 hours, whoever else asks for it",
         ),
-    ] = None,
+    ] = "",
 ) -> Response:
     """Transcribe all pending recordings of a device and day, before others, and wait for it.
 
@@ -124,7 +123,7 @@ async def fetch_and_transcribe(
     return JSONResponse(under_way(request, found), 202, headers)
 
 
-def _ask(request: Request, user: User, asked: Transcription, key: str | None) -> Found:
+def _ask(request: Request, user: User, asked: Transcription, key: str) -> Found:
     """The batch. Raises `Problem` for a model that no worker holds, and for a key that was used for something else."""
     body = json.dumps([asked.device_id, asked.date.isoformat(), asked.model])
     told = state_of(request).batches.ask(
@@ -132,7 +131,7 @@ def _ask(request: Request, user: User, asked: Transcription, key: str | None) ->
         asked.date,
         asked.model,
         owner=f"{'user' if user.scopes is None else 'key'} {user.name}",
-        key=key.strip('"') or None if key else None,
+        key=key.strip('"') or None,
         fingerprint=hashlib.sha256(body.encode()).hexdigest(),
     )
     if "conflict" in told:

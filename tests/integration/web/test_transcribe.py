@@ -259,9 +259,8 @@ def test_an_idempotency_key(site: Site, client: Browser, ledger: Ledger) -> None
     assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_key_reused")
     other = site.browser({"X-API-Key": site.accounts.add_key("other", ["transcribe"])})
     assert other.post("/fetch-and-transcribe?wait=0", json=ASKED, headers=key).json() != told[0]
-    for bad in ("", "x" * 256):
-        answer = client.post("/fetch-and-transcribe", json=ASKED, headers={"Idempotency-Key": bad})
-        assert answer.status_code == 422, bad
+    long = {"Idempotency-Key": "x" * 256}
+    assert client.post("/fetch-and-transcribe", json=ASKED, headers=long).status_code == 422
 
 
 def test_cancelling(client: Browser, ledger: Ledger) -> None:
@@ -293,6 +292,8 @@ def test_batches_that_there_are_not(client: Browser) -> None:
         assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
         assert "there is no batch" in answer.json()["detail"]
     assert client.get("/batches/1").status_code == 422
+    answer = client.put(nothing)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET")
 
 
 # --- who, and what --------------------------------------------------------------------------------------------------
