@@ -65,6 +65,8 @@ def retention(job: str = "retention") -> dict[str, Any]:
             runtime, "toban_upkeep_monitor", days=seen.keep_incidents_days, audit_days=seen.keep_audit_days
         ):
             pass
+        for _ in _batches(runtime, "toban_upkeep_requests", days=keep.keep_batches_days):
+            pass
         return {"message": f"{gone['items']} items and {gone['runs']} runs forgotten", "changed": 1, **gone}
 
     return run_job(job, work)

@@ -46,8 +46,9 @@ def start(slots: int, *, heartbeat: bool = True) -> Runtime:
     global _runtime  # noqa: PLW0603 - one a process
     from tasks.base import send_item, send_tick
 
+    settings = load(audio=worker.hears)
     _runtime = Runtime(
-        build_services(load(audio=worker.hears), worker.plan.pace if worker.plan else FRUGAL),
+        build_services(settings, worker.plan.pace if worker.plan else FRUGAL),
         worker.node,
         worker.queues,
         slots,
@@ -57,6 +58,8 @@ def start(slots: int, *, heartbeat: bool = True) -> Runtime:
         # Of children one is enough, and a parent that forks has no threads.
         listens=not worker.forks or getattr(current_process(), "index", None) == 0,
         memory_limit=worker.plan.child if worker.plan else None,
+        models=settings.whisper.models if worker.plan else (),
+        fits=worker.plan.fits if worker.plan else (),
     )
     if heartbeat:
         _runtime.start()

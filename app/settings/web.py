@@ -56,6 +56,11 @@ class Web(Group):
         timedelta(days=7),
         description="a session ends after so long without use, seconds",
     )
+    web_wait: Seconds = Field(
+        timedelta(seconds=55),
+        description="how long a request of the API waits for its batch unless it says otherwise, seconds; shorter than "
+        "the read timeout of every proxy before it (nginx: 60)",
+    )
     web_language: Literal["en", "ja"] = Field(
         "en",
         description="for readers whose browser asks for neither English nor Japanese",

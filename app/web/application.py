@@ -13,6 +13,7 @@ from app.web import failures, routes
 from app.web.accounts import Accounts
 from app.web.api import analysis
 from app.web.api.document import document
+from app.web.batches import Batches
 from app.web.cors import Cors
 from app.web.events import Events
 from app.web.headers import Guard
@@ -40,6 +41,7 @@ def create_app(services: Services) -> FastAPI:
         Ready(services),
         wakes,
         analysis.waiting(services, wakes),
+        Batches(services),
     )
 
     @asynccontextmanager
@@ -48,7 +50,7 @@ def create_app(services: Services) -> FastAPI:
         # Should all else be dead, this process still looks, and tells people.
         watch = threading.Thread(target=lambda: Monitor(services).run(stop), name="toban-monitor", daemon=True)
         watch.start()
-        async with state.events.polling(), state.analyses.polling():
+        async with state.events.polling(), state.analyses.polling(), state.batches.polling():
             yield
         stop.set()
         await run_in_threadpool(watch.join, 5)

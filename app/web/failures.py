@@ -6,8 +6,10 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Permanent, Refused, Transient
@@ -103,7 +105,18 @@ def http(request: Request, error: Exception) -> Response:
         words = {404: t("There is nothing at this path."), 405: t("This path does not take this method.")}
     standard = error.detail in {"Not Found", "Method Not Allowed"}
     message = words.get(error.status_code, error.detail) if standard else error.detail
-    return failure(request, error.status_code, message, error.headers)
+    headers = {"Allow": ", ".join(sorted(_methods(request)))} if error.status_code == 405 else error.headers
+    return failure(request, error.status_code, message, headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """What the path takes, by all of its routes; each alone knows its own methods only."""
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    found: set[str] = set()
+    for route in iter_route_contexts(request.app.routes):
+        if route.path and route.methods and compile_path(route.path)[0].match(path):
+            found |= route.methods
+    return found
 
 
 def invalid(request: Request, error: Exception) -> Response:

@@ -57,6 +57,7 @@ class Server(uvicorn.Server):
         app = self.config.app
         if isinstance(app, FastAPI):
             app.state.toban.analyses.end()
+            app.state.toban.batches.end()
         await super().shutdown(sockets)
 
 

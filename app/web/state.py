@@ -14,6 +14,7 @@ from app.web.supabase_auth import SupabaseAuth
 
 if TYPE_CHECKING:
     from app.web.api.waiting import Waiting
+    from app.web.batches import Batches
     from app.web.events import Events
     from app.web.health import Ready
     from app.web.wakes import Wakes
@@ -35,6 +36,7 @@ class State:
     ready: "Ready"
     wakes: "Wakes"
     analyses: "Waiting"
+    batches: "Batches"
 
     @property
     def settings(self) -> Settings:

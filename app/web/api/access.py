@@ -25,8 +25,20 @@ _BROWSERS = ("origin", "sec-fetch-site", "sec-fetch-mode", "cookie")
 _FORWARDED = ("x-forwarded-for", "forwarded", "x-real-ip", "x-forwarded-host", "x-forwarded-proto", "via")
 
 
+def keyed(scope: str) -> Callable[[Request], User]:
+    """A dependency: an API key of `scope` (or `operate`), or a signed-in operator."""
+
+    def allowed(request: Request, _: Annotated[None, Depends(shown)] = None) -> User:
+        user = identified(request)
+        if user is None:
+            raise SignInNeeded
+        return _may(request, user, scope)
+
+    return allowed
+
+
 def legacy(scope: str) -> Callable[[Request], User]:
-    """A dependency: an API key of `scope` (or `operate`), a signed-in operator, or an address that needs no key."""
+    """A dependency: the same, or an address that needs no key."""
 
     def allowed(request: Request, _: Annotated[None, Depends(shown)] = None) -> User:
         user = identified(request)
@@ -34,15 +46,19 @@ def legacy(scope: str) -> Callable[[Request], User]:
             return User(f"{address(request)} (no key)", "viewer", reader().language, 0, scopes=frozenset({scope}))
         if user is None:
             raise SignInNeeded
-        if user.scopes is not None and not user.scopes & {scope, "operate"}:
-            raise Problem(403, "Forbidden", t("This API key does not have the scope {scope}.", scope=scope))
-        if user.scopes is None and not user.operates:
-            raise Problem(403, "Forbidden", t("Only operators may do this."))
-        if user.session is not None and request.method not in SAFE:
-            check_form(request, request.headers.get("x-csrf-token", ""))
-        return user
+        return _may(request, user, scope)
 
     return allowed
+
+
+def _may(request: Request, user: User, scope: str) -> User:
+    if user.scopes is not None and not user.scopes & {scope, "operate"}:
+        raise Problem(403, "Forbidden", t("This API key does not have the scope {scope}.", scope=scope))
+    if user.scopes is None and not user.operates:
+        raise Problem(403, "Forbidden", t("Only operators may do this."))
+    if user.session is not None and request.method not in SAFE:
+        check_form(request, request.headers.get("x-csrf-token", ""))
+    return user
 
 
 def any_of(*scopes: str) -> Callable[[Request], User]:

@@ -6,6 +6,7 @@ as for every other row.
 
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from hashlib import sha256
@@ -21,10 +22,13 @@ from app.database import Database
 from app.errors import Refused
 from app.services import Services
 from app.web.api.access import any_of, legacy
+from app.web.api.batches import Reason
 from app.web.api.problems import Problem, errors, phrase
-from app.web.api.waiting import LONGEST_DEFAULT, Prefer, State, Wait, Waiting, preferred
+from app.web.api.waiting import State, Waiting
 from app.web.auth import User
-from app.web.render import url
+from app.web.pages.words import why
+from app.web.prefer import Began, Prefer, Wait, patience
+from app.web.reader import reader
 from app.web.state import state_of
 from app.web.wakes import Wakes
 
@@ -130,11 +134,8 @@ class AnalysisState(Analysis):
     """The same as far as it is known, and where to ask for the rest."""
 
     state: Literal["pending", "queued", "processing", "completed", "skipped", "failed"]
-    waits_for: list[str] = Field(
-        description="what keeps it from being taken: paused, excluded, held, no_worker, later, not_ready, "
-        "batch_limit, full; empty: nothing but its turn"
-    )
-    status_url: str
+    waits_for: list[Reason] = Field(description="empty: it is only a matter of time")
+    status_url: str = Field(description="absolute with `WEB_BASE_URL`, else a path with `ROOT_PATH` before it")
     error: str | None = Field(description="of the latest try")
 
 
@@ -185,10 +186,11 @@ def _example(value: Mapping[str, Any], description: str) -> dict[str, Any]:
 )
 async def analyze(
     request: Request,
+    began: Began,
     asked: AnalysisRequest,
     caller: Annotated[User, Depends(legacy("analyze"))],
     wait: Wait = None,
-    prefer: Prefer = None,
+    prefer: Prefer = None,  # noqa: ARG001 - documented here; several lines of it are one
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -201,8 +203,8 @@ async def analyze(
 ) -> Response:
     """Writes the prompt into `dashboard`, has it answered before other rows, and waits for the verdict.
 
-    By default as long as a call to the model may take, at most 55 s, so that no proxy gives up before. What is not
-    ready by then goes on, and the answer is 202. A block that waits or runs with this very prompt is not paid for
+    By default as long as a call to the model may take, at most `WEB_WAIT` (55 s), so that no proxy gives up before. What
+    is not ready by then goes on, and the answer is 202. A block that waits or runs with this very prompt is not paid for
     twice.
     """
     state = state_of(request)
@@ -217,18 +219,20 @@ async def analyze(
             code="idempotency_key_reused",
         )
     state.wakes.ask(SOURCE)
-    wanted = wait if wait is not None else preferred(prefer)
     timeout = told["timeout"] or state.settings.gpt.analysis_timeout.total_seconds()
-    seconds = min(timeout, LONGEST_DEFAULT) if wanted is None else wanted
-    found = await state.analyses.until(request, {"key": told["key"], "prompt": digest}, settled, seconds)
-    headers = {"Preference-Applied": f"wait={wanted}"} if wait is None and wanted is not None else {}
+    seconds, applied = patience(
+        ",".join(request.headers.getlist("prefer")), wait, min(timeout, state.settings.web.web_wait.total_seconds())
+    )
+    left = began + seconds - time.monotonic()
+    found = await state.analyses.until(request, {"key": told["key"], "prompt": digest}, settled, left)
+    headers = {"Preference-Applied": applied} if applied else {}
     if found is not None and (problem := trouble(found)):
         raise problem
     if found is not None and found["state"] == "completed":
         return JSONResponse(_told(values, found), headers=headers)
     own = found or {"state": "pending", "why": [], "error": None, "result": None}
-    where = {"Location": _status_url(values), "Retry-After": "5"}
-    return JSONResponse(_state(values, own), 202, {**headers, **where})
+    where = {"Location": _status_url(request, values), "Retry-After": "5"}
+    return JSONResponse(_state(request, values, own), 202, {**headers, **where})
 
 
 @router.get(
@@ -260,7 +264,7 @@ def analysis(
         raise Problem(422, phrase(422), str(error), code="invalid") from error
     if found["state"] is None:
         raise Problem(404, phrase(404), "nobody has asked for this block")
-    return JSONResponse(_state(values, found))
+    return JSONResponse(_state(request, values, found))
 
 
 def waiting(services: Services, wakes: Wakes) -> Waiting:
@@ -378,16 +382,19 @@ def _told(values: Mapping[str, str], found: State) -> dict[str, Any]:
     }
 
 
-def _state(values: Mapping[str, str], found: State) -> dict[str, Any]:
+def _state(request: Request, values: Mapping[str, str], found: State) -> dict[str, Any]:
     return {
         **_told(values, found),
         "state": found["state"],
-        "waits_for": list(dict.fromkeys(reason["code"] for reason in found["why"])),
-        "status_url": _status_url(values),
+        "waits_for": [
+            {"code": one["code"], "detail": why(one).striptags()} for one in found["why"] if one["code"] != "full"
+        ],
+        "status_url": _status_url(request, values),
         "error": found["error"],
     }
 
 
-def _status_url(values: Mapping[str, str]) -> str:
+def _status_url(request: Request, values: Mapping[str, str]) -> str:
+    base = state_of(request).settings.web.web_base_url
     parts = [quote(values[name], safe="") for name in ("device_id", "date", "time_block")]
-    return url(f"/analyses/{'/'.join(parts)}")
+    return f"{base.rstrip('/') if base else reader().root}/analyses/{'/'.join(parts)}"

@@ -1,14 +1,13 @@
 """Waiting for work without holding a thread or a connection: one poller a process asks for all that is waited for."""
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Annotated, Any
+from typing import Any
 
 import structlog
-from fastapi import Header, Query, Request
+from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from app.errors import TobanError
@@ -19,28 +18,6 @@ State = Mapping[str, Any]
 
 INTERVAL = 0.3  # s between looks
 MOST = 500  # requests that wait in a process; more are answered at once
-# By default a request is answered before the usual proxy gives up (nginx: 60 s).
-LONGEST_DEFAULT = 55
-LONGEST = 600
-
-Wait = Annotated[
-    int | None,
-    Query(
-        ge=0,
-        le=LONGEST,
-        description=f"how long to wait for the end, seconds; 0: not at all. Default: `Prefer: wait=…`, else at most "
-        f"{LONGEST_DEFAULT}",
-    ),
-]
-Prefer = Annotated[
-    str | None, Header(description="`wait=N`: the same (RFC 7240)", examples=["wait=20"], pattern="^[ -~]*$")
-]
-
-
-def preferred(prefer: str | None) -> int | None:
-    """The seconds of `Prefer: wait=N`; what can't be read is no preference. RFC 7240, section 4.3."""
-    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?\s*(?:$|[,;])", prefer or "", re.IGNORECASE)
-    return min(int(found[1]), LONGEST) if found else None
 
 
 class _Waiter:
