@@ -203,9 +203,9 @@ async def analyze(
 ) -> Response:
     """Writes the prompt into `dashboard`, has it answered before other rows, and waits for the verdict.
 
-    By default as long as a call to the model may take, at most `WEB_WAIT` (55 s), so that no proxy gives up before. What
-    is not ready by then goes on, and the answer is 202. A block that waits or runs with this very prompt is not paid for
-    twice.
+    By default as long as a call to the model may take, at most `WEB_WAIT` (55 s), so that no proxy gives up before.
+    What is not ready by then goes on, and the answer is 202. A block that waits or runs with this very prompt is not
+    paid for twice.
     """
     state = state_of(request)
     values = asked.model_dump()
