@@ -21,6 +21,7 @@ TITLES = {
     "alerts": "Alerts",
     "portal": "Reports of jobs outside",
     "web": "Web pages",
+    "traces": "Traces",
     "log": "Log",
 }
 CODES = {
@@ -51,6 +52,9 @@ CODES = {
     "E050": "`WEB_EXTRA_PORTS` has something that is no port.",
     "E051": "`LEGACY_ANONYMOUS_CIDRS` has something that is no IP address or network, or everybody.",
     "E052": "`CORS_ORIGINS` has something that is no origin.",
+    "E060": "`TOBAN_SHADOW` names something that is no source.",
+    "E070": "`OTEL_EXPORTER_OTLP_ENDPOINT` is not an http(s) address.",
+    "E071": "`OTEL_EXPORTER_OTLP_PROTOCOL` is another than `http/protobuf`.",
 }
 INTRODUCTION = """# Configuration
 

@@ -167,7 +167,8 @@ $$;
 -- asked for twice: whoever asks shares its verdict. One in a batch leaves it.
 -- p: device_id, date, time_block, prompt; owner; idempotency_key? and fingerprint
 -- → key, timeout (s, of the job; null: it has none), and how it went: `opened`, `joined` (it was under way), `repeated`
--- (the same request, by its idempotency key), or `mismatch` (its idempotency key was used for another request)
+-- (the same request, by its idempotency key), `mismatch` (its idempotency key was used for another request), or `shadow`
+-- (the source is in shadow mode, in which its rows stay as they are)
 create or replace function public.toban_ask_analysis(p jsonb) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '15s' set lock_timeout = '5s' as $$
 declare
@@ -180,6 +181,9 @@ declare
     select extract(epoch from timeout) from public.jobs where source = 'analysis' order by job limit 1));
   v_batch bigint;
 begin
+  if public.toban_shadowed('analysis') then
+    return v_answer || '{"how": "shadow"}';
+  end if;
   if p ->> 'idempotency_key' is not null then
     -- (Without waiting: others may be about to write theirs.)
     delete from public.analysis_requests where (owner, idempotency_key) in (

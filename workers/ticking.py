@@ -1,5 +1,6 @@
 """What beat tells the database: that its ticks go out. A tick that the broker did not take is none."""
 
+import atexit
 import os
 import threading
 from socket import gethostname
@@ -8,6 +9,7 @@ from typing import Any
 import structlog
 from celery.signals import after_task_publish
 
+from app import tracing
 from app.errors import TobanError
 from app.monitor.tick import Monitor
 from app.services import build_services
@@ -24,6 +26,8 @@ _ticked = threading.Event()
 
 def start() -> None:
     """Tell of the ticks from now on, and look after the rest as every process does."""
+    tracing.start(load(audio=False).traces, "beat")
+    atexit.register(tracing.stop)
     after_task_publish.connect(_note)
     threading.Thread(target=_tell, name="toban-beat", daemon=True).start()
 

@@ -8,6 +8,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from app import tracing
 from app.database.core import from_sqlstate, refuse_nul
 from app.errors import Transient
 
@@ -73,11 +74,13 @@ class PostgresDatabase:
         refuse_nul(params, function)
         statement = sql.SQL("select public.{}(%s)").format(sql.Identifier(function))
         try:
-            with self._connection() as connection:
+            with tracing.outside(function, tracing.DATABASE), self._connection() as connection:
                 deadline = self._deadline(connection, function)
-                # One trip: the four statements are sent together.
+                # One trip: the statements are sent together.
                 with connection.pipeline(), connection.transaction():
                     connection.execute("select set_config('statement_timeout', %s, true)", [deadline])
+                    if context := tracing.traceparent():
+                        connection.execute("select set_config('toban.trace', %s, true)", [context])
                     row = connection.execute(statement, [Jsonb(params)]).fetchone()
         except PoolTimeout:
             raise Transient(f"no database connection within {self._patience:g} s; is the server up?") from None

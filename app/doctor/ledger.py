@@ -2,6 +2,7 @@
 
 import time
 from datetime import datetime
+from typing import Any
 
 from app.database import open_database
 from app.doctor.finding import Finding, Findings
@@ -9,6 +10,8 @@ from app.errors import TobanError
 from app.health import Status, duration, overdue, since, slots, worker_command
 from app.readiness import WAIT, Health, beat
 from app.settings import Database, key_role
+
+Mode = dict[str, Any]
 
 # Ticks expire by the sender's clock, so clocks that differ by more than this lose some, seconds.
 CLOCK = 10
@@ -37,6 +40,7 @@ def rows(settings: Database) -> Findings:
         status = database.call("toban_status")
         took = time.time() - began
         health = database.call("toban_health")
+        modes = database.call("toban_modes")["modes"]
     except TobanError as error:
         remedy = "check the address and the key; `toban migrate` or `supabase db push` brings the functions"
         yield Finding("FAIL", "D202", str(error), remedy)
@@ -65,6 +69,7 @@ def rows(settings: Database) -> Findings:
         )
     yield from work(status, health, now)
     yield from wakes(settings, health)
+    yield from side_by_side(modes)
 
 
 def work(status: Status, health: Health, now: datetime) -> Findings:
@@ -95,19 +100,32 @@ def work(status: Status, health: Health, now: datetime) -> Findings:
 def wakes(settings: Database, health: Health) -> Findings:
     """Whether new rows start at once."""
     if health["listening"]:
-        yield Finding("OK", "D405", "a process hears of new rows, which start at once")
+        yield Finding("OK", "D407", "a process hears of new rows, which start at once")
     elif settings.listen_url() is None:
         yield Finding(
             "OK",
-            "D405",
+            "D407",
             "new rows start at the next tick: the REST API tells of none. With DATABASE_LISTEN_URL, or a webhook "
             "to /wake/…, they start at once",
         )
     else:
         yield Finding(
             "WARN",
-            "D405",
+            "D407",
             "nobody hears of new rows, so they start at the next tick",
             "start a worker or beat. Behind a transaction pooler set DATABASE_LISTEN_URL to a direct connection or a "
             "session pooler. With TOBAN_LISTEN=false: ignore this",
         )
+
+
+def side_by_side(modes: list[Mode]) -> Findings:
+    """Sources that another system works on too."""
+    for mode in modes:
+        source = mode["source"]
+        if mode["mode"] == "shadow":
+            yield Finding("OK", "D405", f"{source} is in shadow mode, by {mode['by']}: Toban only follows")
+        if mode["collisions"]:
+            what = (
+                f"{source}: {mode['collisions']} rows were completed twice within 24 h, by Toban and by somebody else"
+            )
+            yield Finding("WARN", "D406", what, f"switch the old cron off, or `toban rollback {source}`")

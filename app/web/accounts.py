@@ -23,6 +23,7 @@ Role = Literal["viewer", "operator"]
 ROLES: tuple[Role, ...] = ("viewer", "operator")
 SCOPES = {
     "badge": "how many incidents there are",
+    "metrics": "the numbers for Prometheus",
     "read": "what a viewer sees",
     "transcribe": "have recordings transcribed (POST /fetch-and-transcribe)",
     "analyze": "have time blocks analysed (POST /analyze-timeblock)",

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
+from app import tracing
 from app.monitor.tick import Monitor
 from app.services import Services
 from app.web import failures, routes
@@ -24,6 +25,7 @@ from app.web.reader import ReaderMiddleware
 from app.web.signing import Signing
 from app.web.state import State
 from app.web.supabase_auth import SupabaseAuth
+from app.web.traces import Traced
 from app.web.wakes import Wakes
 
 
@@ -46,6 +48,7 @@ def create_app(services: Services) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tracing.start(settings.traces, "web")
         stop = threading.Event()
         # Should all else be dead, this process still looks, and tells people.
         watch = threading.Thread(target=lambda: Monitor(services).run(stop), name="toban-monitor", daemon=True)
@@ -54,6 +57,7 @@ def create_app(services: Services) -> FastAPI:
             yield
         stop.set()
         await run_in_threadpool(watch.join, 5)
+        await run_in_threadpool(tracing.stop)
 
     app = FastAPI(
         title="Toban",
@@ -62,6 +66,8 @@ def create_app(services: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        # Its own spans have addresses and queries in them; ours (app/web/traces.py) do not.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.toban = state
     failures.install(app)
@@ -73,5 +79,6 @@ def create_app(services: Services) -> FastAPI:
         app.add_middleware(Cors, origins=settings.web.origins)
     app.add_middleware(ReaderMiddleware, settings=settings)
     app.add_middleware(Guard, https=settings.web.secure)
+    app.add_middleware(Traced)
     app.add_middleware(Proxies, trusted=settings.web.trusted(), own=routes.first_parts(app))
     return app

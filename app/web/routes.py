@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from app.web import badge, events, health, preferences, sign_in
+from app.web import badge, events, health, metrics, preferences, sign_in
 from app.web.api import analysis, batches, document, monitor, transcribe, wake
 from app.web.auth import form, viewer
 from app.web.failures import wants_page
@@ -61,7 +61,7 @@ def install(app: FastAPI) -> None:
     for router in (sign_in.public, preferences.public):
         app.include_router(router, dependencies=[Depends(form)], include_in_schema=False)
     # An API key of its scope is enough.
-    for router in (badge.router, document.machine, analysis.router, transcribe.router, batches.router):
+    for router in (badge.router, metrics.router, document.machine, analysis.router, transcribe.router, batches.router):
         app.include_router(router)
     for router in (events.router, sign_in.private, preferences.private, document.page, *routers):
         app.include_router(router, dependencies=[Depends(viewer), Depends(form)], include_in_schema=False)

@@ -218,6 +218,9 @@ async def analyze(
             "this Idempotency-Key was used for another request; take a new one",
             code="idempotency_key_reused",
         )
+    if told["how"] == "shadow":
+        words = "the source analysis is in shadow mode, in which its rows stay as they are; `toban takeover` ends it"
+        raise Problem(503, phrase(503), words, code="shadow", headers={"Retry-After": str(RETRY_AFTER)})
     state.wakes.ask(SOURCE)
     timeout = told["timeout"] or state.settings.gpt.analysis_timeout.total_seconds()
     seconds, applied = patience(

@@ -1,31 +1,12 @@
 """The database is away: a calm page, and everything goes on by itself when it is back."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import psycopg
 import pytest
-from psycopg import sql
 
+from tests.support.away import away
 from tests.support.servers import Postgres, wait_for
 from tests.support.web import PASSWORD, Site
-
-
-@contextmanager
-def away(postgres: Postgres, site: Site) -> Iterator[None]:
-    """Nobody gets into the site's database, and whoever is in is thrown out."""
-    url = site.services.settings.database.database_url
-    assert url
-    name = psycopg.conninfo.conninfo_to_dict(url.get_secret_value())["dbname"]
-    allow = sql.SQL("alter database {} allow_connections {}")
-    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
-        connection.execute(allow.format(sql.Identifier(str(name)), sql.SQL("false")))
-        connection.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name])
-        try:
-            yield
-        finally:
-            connection.execute(allow.format(sql.Identifier(str(name)), sql.SQL("true")))
 
 
 def test_the_database_goes_away_and_comes_back(site: Site, postgres: Postgres) -> None:

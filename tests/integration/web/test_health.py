@@ -10,9 +10,8 @@ import pytest
 
 from app.web import health
 from beat_schedule import timetable
-from tests.integration.web.test_away import away
 from tests.support.servers import Postgres, Redis, wait_for
-from tests.support.web import Site
+from tests.support.web import Site, away
 
 OpenSite = Callable[..., Site]
 
