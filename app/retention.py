@@ -27,6 +27,7 @@ KINDS = {
     "job_logs": ("errors_days", "RETENTION_ERRORS_DAYS"),
     "incident_logs": ("errors_days", "RETENTION_ERRORS_DAYS"),
     "items": ("items_days", "TOBAN_KEEP_ITEMS_DAYS"),
+    "batches": ("batches_days", "TOBAN_KEEP_BATCHES_DAYS"),
     "runs": ("runs_days", "TOBAN_KEEP_RUNS_DAYS"),
     "calls": ("calls_days", "TOBAN_KEEP_CALLS_DAYS"),
     "incidents": ("incidents_days", "TOBAN_KEEP_INCIDENTS_DAYS"),
@@ -45,6 +46,7 @@ def limits(settings: Settings) -> dict[str, int | None]:
         **{f"{name}_days": getattr(kept, f"{name}_days") for name in _NAMES},
         "audio_days": kept.audio_days,
         "items_days": settings.ledger.keep_items_days,
+        "batches_days": settings.ledger.keep_batches_days,
         "runs_days": settings.ledger.keep_runs_days,
         "calls_days": settings.ledger.keep_calls_days,
         "incidents_days": settings.monitor.keep_incidents_days,
@@ -77,6 +79,8 @@ def retain(services: Services) -> Counter[str]:
         services.database, "toban_upkeep_monitor", days=days["incidents_days"], audit_days=days["audit_days"]
     ):
         gone.update({"incidents": done["incidents"], "reports": done["reports"], "audit": done["entries"]})
+    for done in batches(services.database, "toban_upkeep_requests", days=days["batches_days"]):
+        gone["batches"] += done["forgotten"]
     if days["audio_days"]:
         for _ in range(BATCHES):
             deleted = delete_audio(services.database, services.audio, days=days["audio_days"])

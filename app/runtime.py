@@ -69,7 +69,8 @@ class Runtime:
     """`worker`: this process's name in the ledger; `node`: the Celery worker it belongs to; `slots`: items at once.
 
     `send` publishes an item's message, `tick` a job's; `killable`: whether the process may end itself to stop work that
-    hangs, because a parent will replace it; `memory_limit`: bytes at which that happens, for the pages; `listens`:
+    hangs, because a parent will replace it; `memory_limit`: bytes at which that happens, `models`: those that a row may
+    ask for, `fits`: the sizes that there would be room for; all three for those who look at it from outside; `listens`:
     whether it may be the one that hears of new rows.
     """
 
@@ -85,6 +86,8 @@ class Runtime:
         killable: bool,
         listens: bool = False,
         memory_limit: int | None = None,
+        models: Collection[str] = (),
+        fits: Collection[str] = (),
     ) -> None:
         self.services = services
         self.node = node
@@ -96,6 +99,8 @@ class Runtime:
         self._tick = tick
         self._killable = killable
         self._memory_limit = memory_limit
+        self._models = list(models)
+        self._fits = list(fits)
         self._works: dict[int, Work] = {}
         self._lost: dict[int, float] = {}
         self._overdue: set[str] = set()
@@ -216,7 +221,13 @@ class Runtime:
                     introduced = True
                 self.beat()
                 if self._memory_limit and not limit_told:
-                    self.services.database.call("toban_memory_limit", worker=self.worker, bytes=self._memory_limit)
+                    self.services.database.call(
+                        "toban_memory_limit",
+                        worker=self.worker,
+                        bytes=self._memory_limit,
+                        models=self._models,
+                        fits=self._fits,
+                    )
                     limit_told = True
             self._stop.wait(interval)
 

@@ -41,6 +41,9 @@ language sql immutable set search_path = '' as $$
     ('items', 'items_days', 'public.work_items',
      'x.state in (''completed'', ''skipped'') and x.marked and x.finished_at < $1', null),
     ('runs', 'runs_days', 'public.runs', 'x.state <> ''running'' and x.started_at < $1', null),
+    ('batches', 'batches_days', 'public.batch_requests', $q$x.created_at < $1 and not exists (
+       select from public.batch_request_items i join public.work_items w on w.id = i.item_id
+       where i.batch_id = x.id and i.state = 'open' and w.state in ('pending', 'queued', 'processing'))$q$, null),
     ('calls', 'calls_days', 'public.llm_calls', 'x.sent_at < $1 and x.outcome <> ''sent''', null),
     ('incidents', 'incidents_days', 'public.incidents', 'x.recovered_at < $1', null),
     ('reports', 'incidents_days', 'public.job_reports', 'x.reported_at < $1', null),

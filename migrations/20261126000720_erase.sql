@@ -29,6 +29,9 @@ insert into public.private_tables (name, device_sql, day_sql) values
   ('prompted_blocks', 'r.device_id', 'r.date'),
   ('forgotten_recordings', 'r.device_id', '(r.recorded_at at time zone $1)::date'),
   ('deleted_audio', 'r.device_id', '(r.recorded_at at time zone $1)::date'),
+  ('batch_request_items', '(select b.partition from public.batch_requests b where b.id = r.batch_id)',
+   '(select b.day from public.batch_requests b where b.id = r.batch_id)'),
+  ('batch_requests', 'r.partition', 'r.day'),
   ('shadow_rows', 'r.partition', 'coalesce((r.at at time zone $1)::date, (r.row ->> ''date'')::date)'),
   ('work_collisions', 'replace(replace(split_part(r.key, ''/'', 1), ''%2F'', ''/''), ''%25'', ''%'')',
    $q$case when r.key ~ '/\d{4}-\d\d-\d\dT[0-9:.]+Z$' then (split_part(r.key, '/', 2)::timestamptz at time zone $1)::date

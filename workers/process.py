@@ -61,6 +61,8 @@ def start(slots: int, *, heartbeat: bool = True) -> Runtime:
         # Of children one is enough, and a parent that forks has no threads.
         listens=not worker.forks or getattr(current_process(), "index", None) == 0,
         memory_limit=worker.plan.child if worker.plan else None,
+        models=settings.whisper.models if worker.plan else (),
+        fits=worker.plan.fits if worker.plan else (),
     )
     if heartbeat:
         _runtime.start()

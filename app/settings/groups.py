@@ -263,6 +263,11 @@ class Ledger(Group):
     )
     keep_items_days: int = Field(90, ge=1, description="finished items are forgotten after this, days")
     keep_runs_days: int = Field(30, ge=1, description="runs of jobs are forgotten after this, days")
+    keep_batches_days: int = Field(
+        7,
+        ge=1,
+        description="batches that were asked for over the API are forgotten after this, once they are done, days",
+    )
     keep_calls_days: int = Field(
         400, ge=1, description="calls to language models, and what they cost, are forgotten after this, days"
     )

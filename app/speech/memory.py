@@ -6,7 +6,7 @@ that there is (every chunk full, every text as long as the decoder can write).
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,13 +44,17 @@ class Limit:
 
 @dataclass(frozen=True)
 class Plan:
-    """How the whisper worker is cut: `children` processes, each at its `pace`, with `child` bytes at most."""
+    """How the whisper worker is cut: `children` processes, each at its `pace`, with `child` bytes at most.
+
+    `fits`: the published sizes of models that there would be room for.
+    """
 
     children: int
     pace: Pace
     child: int
     need: int
     limit: Limit
+    fits: Sequence[str] = ()
 
     def __str__(self) -> str:
         return (
@@ -70,7 +74,7 @@ def plan(settings: Whisper, cores: int) -> Plan:
         share = (limit.bytes - _PARENT) // children
         need = max((need_of(settings, model, pace) for model in settings.models), default=0)
         if need <= share:
-            return Plan(children, pace, share, need, limit)
+            return Plan(children, pace, share, need, limit, fitting(settings, limit))
     raise DoesNotFit(_refusal(settings, limit))
 
 
@@ -124,19 +128,25 @@ def _figures() -> "dict[str, dict[str, dict[str, dict[str, float]]]]":
     return found
 
 
+def fitting(settings: Whisper, limit: Limit) -> list[str]:
+    """The published sizes of models that the worker would have room for, the smallest first."""
+    small, children = _smallest(settings)
+    return [size for size in SIZES if _need(settings, size, small) * children + _PARENT <= limit.bytes]
+
+
+def _smallest(settings: Whisper) -> tuple[Pace, int]:
+    """The pace that needs the least memory, and how many children have to have room."""
+    return Pace(settings.threads or 1, settings.batch or 1), settings.children or 1
+
+
 def _refusal(settings: Whisper, limit: Limit) -> str:
-    small = Pace(settings.threads or 1, settings.batch or 1)
+    small, children = _smallest(settings)
     needs = {model: need_of(settings, model, small) for model in settings.models}
     model, need = max(needs.items(), key=lambda entry: entry[1])
-    children = settings.children or 1
     of = f"{children} children" if children > 1 else "one child"
     has = f"this worker may use {_size(limit.bytes)} ({limit.origin})"
     lines = [f"the speech model {model} needs {_size(need * children + _PARENT)} with {of}, and {has}"]
-    fit = [
-        f"  {size:7}{_size(_need(settings, size, small)):>9} a child"
-        for size in SIZES
-        if _need(settings, size, small) * children + _PARENT <= limit.bytes
-    ]
+    fit = [f"  {size:7}{_size(_need(settings, size, small)):>9} a child" for size in fitting(settings, limit)]
     lines += [f"With {settings.engine} ({settings.compute_type}) these fit:", *fit] if fit else ["No model fits there."]
     lines.append(
         "Set WHISPER_MODEL to one that fits, WHISPER_CHILDREN lower, or give the worker more memory "

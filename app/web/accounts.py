@@ -25,6 +25,8 @@ SCOPES = {
     "badge": "how many incidents there are",
     "metrics": "the numbers for Prometheus",
     "read": "what a viewer sees",
+    "transcribe": "have recordings transcribed (POST /fetch-and-transcribe)",
+    "analyze": "have time blocks analysed (POST /analyze-timeblock)",
     "operate": "what an operator may do, too",
 }
 

@@ -6,13 +6,16 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Permanent, Refused, Transient
 from app.telling import reason
-from app.web.api.problems import Problem
+from app.web.api.problems import OLD_CONTRACT, PATHS, Problem, phrase
+from app.web.api.problems import invalid as invalid_values
 from app.web.auth import SignInNeeded
 from app.web.i18n import mark, t
 from app.web.reader import reader
@@ -36,13 +39,15 @@ TITLES = {
 
 def wants_page(request: Request) -> bool:
     """Whether a person asks, by a browser."""
-    return "text/html" in request.headers.get("accept", "") and not reader().path.startswith("/api/")
+    return "text/html" in request.headers.get("accept", "") and not reader().path.startswith(PATHS)
 
 
 def failure(request: Request, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """A page that says what is wrong, or `{"error": …}`."""
-    if not wants_page(request):
+    """A page that says what is wrong, or for programs a problem."""
+    if reader().path.startswith(OLD_CONTRACT):
         return JSONResponse({"error": message}, status, headers)
+    if not wants_page(request):
+        return Problem(status, phrase(status), message, headers=headers).response()
     title = t(TITLES.get(status, TITLES[500 if status >= 500 else 400]))
     # Who asked has been found out already, or can't be now.
     response = render(
@@ -60,7 +65,11 @@ def failure(request: Request, status: int, message: str, headers: Mapping[str, s
 
 def away(request: Request, error: Exception) -> Response:
     log.warning("web.database_away", reason=str(error))
-    words = t("The database does not answer at the moment. This page tries again by itself.")
+    words = (
+        t("The database does not answer at the moment. This page tries again by itself.")
+        if wants_page(request)
+        else t("The database does not answer at the moment. Try again in {n} s.", n=RETRY_AFTER)
+    )
     return failure(request, 503, words, {"Retry-After": str(RETRY_AFTER)})
 
 
@@ -80,21 +89,52 @@ def sign_in(request: Request, _: Exception) -> Response:
     if wants_page(request):
         wanted = reader().path if request.method == "GET" and reader().path != "/" else None
         return redirect("/sign-in", next=wanted)
-    return JSONResponse({"error": "sign in first"}, 401, {"WWW-Authenticate": "Bearer"})
+    words = t("Sign in, or send an API key as `Authorization: Bearer …` or `X-API-Key: …`.")
+    return failure(request, 401, words, {"WWW-Authenticate": "Bearer"})
+
+
+def problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)  # noqa: S101 - what it is registered for
+    return failure(request, error.status, error.detail, error.headers) if wants_page(request) else error.response()
 
 
 def http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
-    words = {404: t("There is no such page."), 405: t("This page does not take such requests.")}
+    if wants_page(request):
+        words = {404: t("There is no such page."), 405: t("This page does not take such requests.")}
+    else:
+        words = {404: t("There is nothing at this path."), 405: t("This path does not take this method.")}
     standard = error.detail in {"Not Found", "Method Not Allowed"}
     message = words.get(error.status_code, error.detail) if standard else error.detail
-    return failure(request, error.status_code, message, error.headers)
+    headers = {"Allow": ", ".join(sorted(_methods(request)))} if error.status_code == 405 else error.headers
+    return failure(request, error.status_code, message, headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """What the path takes, by all of its routes; each alone knows its own methods only."""
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    found: set[str] = set()
+    for route in iter_route_contexts(request.app.routes):
+        if route.path and route.methods and compile_path(route.path)[0].match(path):
+            found |= route.methods
+    return found
 
 
 def invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
+    if not wants_page(request):
+        return unreadable(request, error).response()
     names = sorted({str(detail["loc"][-1]) for detail in error.errors() if detail["loc"]})
     return failure(request, 422, t("These values are missing or can't be read: {names}", names=", ".join(names)))
+
+
+def unreadable(request: Request, error: RequestValidationError) -> Problem:
+    found = error.errors()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if any(tuple(detail["loc"]) == ("body",) for detail in found) and kind not in {"", "application/json"}:
+        words = "send JSON, with `Content-Type: application/json`"
+        return Problem(415, phrase(415), words, headers={"Accept": "application/json"})
+    return invalid_values(found)
 
 
 class Calm:
@@ -120,11 +160,6 @@ class Calm:
                 log.exception("web.error", path=scope.get("path"))
                 return
             await broken(Request(scope, receive), error)(scope, receive, send)
-
-
-def problem(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)  # noqa: S101 - what it is registered for
-    return error.response()
 
 
 def install(app: FastAPI) -> None:

@@ -23,11 +23,12 @@ from prometheus_client.exposition import choose_encoder
 from app import tracing
 from app.health import STATES
 from app.settings import Settings
+from app.web.api.problems import errors
 from app.web.auth import User, api_key
 from app.web.pages.common import queues
 from app.web.state import state_of
 
-router = APIRouter()
+router = APIRouter(tags=["metrics"])
 Scraper = Annotated[User, Depends(api_key("metrics"))]
 
 Answer = Mapping[str, Any]
@@ -36,8 +37,24 @@ Samples = Iterable[tuple[list[str], float | None]]
 KINDS = ("job", "items", "overdue", "beat", "worker", "queue", "alerts")
 
 
-@router.get("/metrics")
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "In the format that `Accept` prefers",
+            "content": {
+                "text/plain": {
+                    "schema": {"type": "string"},
+                    "example": 'toban_items{source="transcription",state="pending"} 3.0\n',
+                }
+            },
+        },
+        **errors(),
+    },
+)
 def metrics(request: Request, _: Scraper) -> Response:
+    """What is counted, for Prometheus (docs/metrics.md)."""
     state = state_of(request)
     answer = state.services.database.call("toban_metrics", zone=state.settings.audio.device_timezone)
     registry = CollectorRegistry(auto_describe=False)

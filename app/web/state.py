@@ -13,6 +13,8 @@ from app.web.signing import Signing
 from app.web.supabase_auth import SupabaseAuth
 
 if TYPE_CHECKING:
+    from app.web.api.waiting import Waiting
+    from app.web.batches import Batches
     from app.web.events import Events
     from app.web.health import Ready
     from app.web.wakes import Wakes
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class State:
-    """Made once by `create_app`; nothing in it connects before its first use."""
+    """Made once by `create_app`; nothing in it connects before its first use.
+
+    `analyses`: the blocks that requests wait for.
+    """
 
     services: Services
     accounts: Accounts
@@ -30,6 +35,8 @@ class State:
     events: "Events"
     ready: "Ready"
     wakes: "Wakes"
+    analyses: "Waiting"
+    batches: "Batches"
 
     @property
     def settings(self) -> Settings:

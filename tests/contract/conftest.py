@@ -31,12 +31,14 @@ delete from public.toban_sources where source like 'toy%';
 truncate public.work_items, public.runs, public.run_results, public.jobs, public.workers, public.audio_files,
   public.vibe_whisper, public.transcripts, public.job_status, public.dashboard, public.prompted_blocks,
   public.queue_holds, public.llm_calls, public.llm_days, public.llm_batches, public.llm_batch_items,
-  public.forgotten_recordings, public.deleted_audio, public.erasures
+  public.forgotten_recordings, public.deleted_audio, public.erasures, public.batch_requests,
+  public.batch_request_items
   restart identity cascade;
 truncate public.job_watch, public.job_reports, public.beats, public.queue_watch, public.incidents, public.alerts,
   public.alert_channels, public.audit_log, public.monitor_state, public.source_modes, public.shadow_rows,
   public.work_collisions restart identity cascade;
 truncate public.metric_events, public.metric_counts, public.metric_snapshot;
+truncate public.analysis_requests;
 truncate public.web_users, public.web_sessions, public.web_links, public.web_keys, public.web_tries, public.web_secrets;
 """
 

@@ -13,6 +13,7 @@ from tests.support.servers import PostgREST, free_port, key_of, wait_for
 OURS = ["work_items", "toban_sources", "jobs", "runs", "run_results", "workers", "transcripts", "saved_parts",
         "queue_holds", "llm_calls", "llm_days", "prompted_blocks", "llm_batches", "llm_batch_items", "work_attempts",
         "forgotten_recordings", "deleted_audio", "erasures", "private_tables",
+        "analysis_requests", "batch_requests", "batch_request_items",
         "job_watch", "job_reports", "beats", "queue_watch",
         "source_modes", "shadow_rows", "work_collisions",
         "incidents", "alerts", "alert_channels", "audit_log", "monitor_state",

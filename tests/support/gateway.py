@@ -1,4 +1,4 @@
-"""nginx before PostgREST, with the paths that a Supabase project has."""
+"""nginx, as Debian has it: before PostgREST with the paths of a Supabase project, and before anything else."""
 
 import shutil
 from typing import Self
@@ -20,17 +20,17 @@ http {{
   scgi_temp_path {folder}/scgi;
   server {{
     listen 127.0.0.1:{port};
-    location /rest/v1/ {{ proxy_pass {target}/; }}
+    {locations}
   }}
 }}
 """
 
 
-class Gateway:
-    """`url` is what SUPABASE_URL would be."""
+class Nginx:
+    """`locations`: what stands in its server block."""
 
-    def __init__(self, rest: PostgREST) -> None:
-        self.rest = rest
+    def __init__(self, locations: str) -> None:
+        self.locations = locations
         self.port = free_port()
         self.folder = Folder("toban-gate-")
         self.process: Process | None = None
@@ -45,7 +45,7 @@ class Gateway:
             raise FileNotFoundError("no nginx; Debian's package nginx-light has it")
         settings = self.folder.path / "nginx.conf"
         settings.write_text(
-            CONFIGURATION.format(folder=self.folder.path, port=self.port, target=self.rest.url), encoding="utf-8"
+            CONFIGURATION.format(folder=self.folder.path, port=self.port, locations=self.locations), encoding="utf-8"
         )
         self.folder.path.chmod(0o755)  # started as root, nginx works as another user
         self.process = Process(
@@ -58,3 +58,10 @@ class Gateway:
         if self.process:
             self.process.stop()
         self.folder.remove()
+
+
+class Gateway(Nginx):
+    """`url` is what SUPABASE_URL would be."""
+
+    def __init__(self, rest: PostgREST) -> None:
+        super().__init__(f"location /rest/v1/ {{ proxy_pass {rest.url}/; }}")

@@ -15,7 +15,10 @@ import psutil
 import psycopg
 from psycopg.rows import dict_row
 
-from tests.support.servers import ROOT, Folder, Process, RabbitMQ, Redis
+from app.database.postgres import PostgresDatabase
+from app.settings import Web
+from app.web.accounts import Accounts
+from tests.support.servers import ROOT, Folder, Process, RabbitMQ, Redis, port_open
 
 OPEN = {"pending", "queued", "processing"}
 DEVICES = ("9f7d6e27-98c3-4c19-bdfb-f7fda58b9a93", "1c2b3a49-5d6e-4f70-8192-a3b4c5d6e7f8")
@@ -92,6 +95,23 @@ class System:
                 self.run("whisper", "-A", "workers.whisper", "worker", "-n", f"whisper-{id(self)}@%h", "-c", "2")
             else:
                 self.run("default", "-A", "workers.default", "worker", "-n", f"default-{id(self)}@%h")
+
+    def web(self, name: str, port: int, **env: str) -> Process:
+        """Start `toban web` under `name`, with more of an environment."""
+        folder = self.logs.path / name
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "app.cli", "web", "--port", str(port), "--no-link"]
+        self.processes[name] = Process(command, folder, env={**self.env, **env})
+        self.processes[name].wait_for(lambda: port_open(port), name)
+        return self.processes[name]
+
+    def key(self, name: str, *scopes: str) -> str:
+        """A new API key."""
+        database = PostgresDatabase(self.database_url)
+        try:
+            return Accounts(database, Web(_env_file=None)).add_key(name, scopes)
+        finally:
+            database.close()
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `celery -A app call …` as an operator would."""

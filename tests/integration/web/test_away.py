@@ -25,7 +25,7 @@ def test_the_database_goes_away_and_comes_back(site: Site, postgres: Postgres) -
         assert "データベースが応答していません" in browser.get("/incidents", headers={"Accept-Language": "ja"}).text
         program = site.browser({"Accept": "application/json", "X-API-Key": "toban_x"})
         assert program.get("/badge.json").status_code == 503
-        assert "error" in program.get("/badge.json").json()
+        assert "database does not answer" in program.get("/badge.json").json()["detail"]
         assert stranger.post("/sign-in", data=form).status_code == 503
         assert stranger.get("/sign-in").status_code == 200, "what needs no database is there"
         assert site.browser().get("/health/live").status_code == 200
@@ -48,7 +48,7 @@ def test_a_broken_page_is_calm_too(site: Site, monkeypatch: pytest.MonkeyPatch) 
     assert "Something went wrong" in answer.text
     assert "secret detail" not in answer.text
     assert "default-src 'none'" in answer.headers["content-security-policy"]
-    assert site.browser({}).get("/badge.json", headers={"X-API-Key": "toban_x"}).json()["error"]
+    assert site.browser({}).get("/badge.json", headers={"X-API-Key": "toban_x"}).json()["detail"]
 
 
 def test_what_the_database_refuses_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
