@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from app.sources import registry
+from app.sources import SHADOW, registry
 
 # A job that runs rarely is still asked this often, so that an edited schedule takes effect soon.
 LONGEST_TICK = timedelta(minutes=1)
@@ -77,5 +77,6 @@ def timetable() -> dict[str, Job]:
     dispatchers: Iterable[Job] = (
         Job(source.name, "tasks.dispatch", source.title, every=source.every, source=source.name)
         for source in registry.sources.values()
+        if not source.name.startswith(SHADOW)  # their source's dispatcher sends them too
     )
     return {job.name: job for job in (*dispatchers, *OTHERS)}

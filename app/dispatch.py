@@ -1,14 +1,14 @@
 """Turn waiting rows into messages: claim what the workers can run, drop what is not there, send the rest."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from app.errors import TobanError, Transient
 from app.ledger import Claimed
 from app.services import Services
-from app.sources import Source
+from app.sources import SHADOW, Source, registry
 
 log = structlog.get_logger("toban.dispatch")
 
@@ -24,21 +24,24 @@ Send = Callable[[Source, Claimed], None]
 class Dispatched:
     """What one look at a source's waiting rows came to.
 
-    `found`: items that were due (counted up to 10,000); `reason`: why the last look took none, where it took none.
+    `found`: items that were due (counted up to 10,000); `reason`: why the last look took none, where it took none;
+    `shadow`: what was sent is only compared.
     """
 
     found: int = 0
     dispatched: int = 0
     skipped: int = 0
     reason: str | None = None
+    shadow: bool = False
 
     def __str__(self) -> str:
-        told = f"{self.dispatched} sent, {self.skipped} skipped of {self.found} due"
+        told = "shadow: " if self.shadow else ""
+        told += f"{self.dispatched} sent, {self.skipped} skipped of {self.found} due"
         return f"{told}: {self.reason}" if self.reason and not self.dispatched else told
 
 
 def dispatch(services: Services, source: Source, send: Send) -> Dispatched:
-    """Send messages for due items of `source`, as many as its workers have room for.
+    """Send messages for due items of `source`, as many as its workers have room for; in shadow mode, for its shadow's.
 
     Raises `Transient` when the broker does not take them: they are given back and nothing is lost.
     """
@@ -48,6 +51,9 @@ def dispatch(services: Services, source: Source, send: Send) -> Dispatched:
         claim = services.ledger.claim(source.name, source.queue, BATCH, zone, source.opened_before(services))
         done.found = max(done.found, claim.found + done.skipped)
         done.reason = claim.reason
+        if claim.reason == "shadow":
+            twin = registry.sources.get(SHADOW + source.name)
+            return replace(dispatch(services, twin, send), shadow=True) if twin else done
         if not claim.items:
             break
         present = _without_missing(services, source, claim.items)

@@ -1,10 +1,13 @@
 """What the answer of `toban_status` says about the system: queues without a worker, jobs without ticks; in words."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from importlib.util import find_spec
 from typing import Any
 
+from app.sources import SHADOW
+
+Json = dict[str, Any]
 Status = Mapping[str, Any]
 
 STATES = ("pending", "queued", "processing", "completed", "skipped", "failed")
@@ -22,6 +25,11 @@ def expected_queues(status: Status) -> set[str]:
     used = {source["source"] for source in status["sources"] if any(source[state] for state in STATES)}
     needed = [source for name, source in registry.sources.items() if name in used or not used]
     return {"default", *(source.queue for source in needed)}
+
+
+def in_use(sources: Iterable[Json], counts: Iterable[str]) -> list[Json]:
+    """`sources` without the shadows that have no rows; `counts`: where each tells how many it has."""
+    return [one for one in sources if not one["source"].startswith(SHADOW) or any(one[name] for name in counts)]
 
 
 def slots(status: Status) -> dict[str, int]:

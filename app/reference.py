@@ -48,6 +48,7 @@ CODES = {
     "E033": "Both `SUPABASE_JWT_SECRET` and `SUPABASE_JWKS_URL` are set.",
     "E034": "`SUPABASE_JWT_SECRET` is too short to be safe.",
     "E035": "`FLOWER_URL` is not an http(s) address.",
+    "E060": "`TOBAN_SHADOW` names something that is no source.",
 }
 INTRODUCTION = """# Configuration
 

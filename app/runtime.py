@@ -212,6 +212,7 @@ class Runtime:
                     # The timetable comes first: what is dispatched belongs to a job's run, and a beat that never came
                     # is missed only by those who know its jobs.
                     self.services.database.call("toban_sync_jobs", jobs=[job.row() for job in timetable().values()])
+                    self.services.introduce()
                     introduced = True
                 self.beat()
                 if self._memory_limit and not limit_told:

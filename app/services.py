@@ -27,6 +27,20 @@ class Services:
     ledger: Ledger
     pace: Pace
 
+    def introduce(self) -> None:
+        """Tell the database, once, which sources the settings put in shadow mode: before anything is claimed.
+
+        Raises `TobanError` when it can't be told now.
+        """
+        _ = self._introduced
+
+    @cached_property
+    def _introduced(self) -> bool:
+        from app.shadow import introduce
+
+        introduce(self.database, self.settings)
+        return True
+
     @cached_property
     def audio(self) -> "AudioStore":
         from app.audio.store import build_store

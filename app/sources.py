@@ -6,12 +6,16 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from app.compare import Compared
     from app.ledger import Claimed
     from app.services import Services
     from app.settings import Settings
     from app.work import Work
 
 Result = Mapping[str, Any]
+
+SHADOW = "shadow_"
+"""Before a source's name: the source of what others have completed for it (`app/shadow.py`)."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Source:
     `missing_note`: what such an item says.
     `models`: the models that `reprocess` may ask for; None: it asks for none.
     `opened_before`: claims leave what became pending later than this; None: they leave nothing.
+    `compare`: what others made of a row, and the result of `run`, side by side, for shadow mode; None: in shadow mode
+    nothing of it runs, as where running has effects of its own.
     """
 
     name: str
@@ -41,6 +47,7 @@ class Source:
     missing_note: str = "there is nothing to work on"
     models: Callable[["Settings"], Collection[str]] | None = None
     opened_before: Callable[["Services"], datetime | None] = lambda _: None
+    compare: Callable[[Result, Result], "Compared"] | None = None
 
 
 @dataclass
@@ -58,7 +65,9 @@ class Registry:
         return self.sources[name]
 
     def of_queue(self, queues: Collection[str]) -> list[Source]:
-        return [source for source in self.sources.values() if source.queue in queues]
+        """Those that have a dispatcher, which looks after their shadows too."""
+        sources = (source for source in self.sources.values() if not source.name.startswith(SHADOW))
+        return [source for source in sources if source.queue in queues]
 
 
 registry = Registry()

@@ -14,6 +14,7 @@ from app.errors import TobanError, Transient
 from app.ledger import Claimed
 from app.runtime import Runtime
 from app.services import Services
+from app.shadow import shadow_of
 from app.sources import Source, registry
 from app.work import attempt_item
 from beat_schedule import timetable
@@ -54,11 +55,13 @@ class WorkTask(Task[Any, Any]):
 
 
 def define(source: Source) -> Task[Any, Any]:
-    """Register a source: its Celery task, its queue, its dispatcher's beat entry."""
+    """Register a source: its Celery task, its queue, its dispatcher's beat entry; and its shadow, if it has one."""
     registry.add(source)
     task: Task[Any, Any] = app.register_task(
         type(f"{source.name.title()}Task", (WorkTask,), {"name": f"tasks.{source.name}", "source": source})()
     )
+    if source.compare:
+        define(shadow_of(source))
     schedule()
     return task
 
@@ -108,6 +111,7 @@ def run_job(name: str, work: Callable[[Runtime], Summary]) -> dict[str, Any]:
     """
     runtime = current()
     call = runtime.services.database.call
+    runtime.services.introduce()
     run = call("toban_begin_run", job=name, worker=runtime.worker, lease=RUN_LEASE)
     end = partial(call, "toban_end_run", run_id=run.get("run_id"), worker=runtime.worker)
     if not run["run"]:

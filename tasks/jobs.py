@@ -43,6 +43,9 @@ def reconcile(job: str = "reconcile") -> dict[str, Any]:
         keep = runtime.services.settings.ledger.keep_calls_days
         for _ in _batches(runtime, "toban_upkeep_calls", calls_days=keep):
             pass
+        keep_rows = runtime.services.settings.ledger.keep_items_days
+        for _ in _batches(runtime, "toban_upkeep_shadow", days=keep_rows):
+            pass
         if broken:
             raise Permanent("; ".join(broken))
         return {"message": f"{opened} opened, {closed} closed", "changed": opened + closed}

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from app.compare import transcripts
 from app.sources import Source
 from app.speech.transcribe import missing, transcribe
 from tasks.base import define
@@ -16,5 +17,6 @@ transcription = define(
         missing=missing,
         missing_note="nothing was recorded: there is no such audio object",
         models=lambda settings: settings.whisper.models,
+        compare=transcripts,
     )
 )

@@ -29,6 +29,7 @@ from celery.signals import (
 from app.database import Database, open_database
 from app.errors import TobanError
 from app.settings import Settings, SettingsError, Whisper, load
+from app.shadow import named
 from app.speech.memory import DoesNotFit, cores, plan
 from app.work import FRUGAL
 from workers import process, ticking
@@ -62,9 +63,11 @@ def _embedded_beat(**_: object) -> None:
 
 def _check(*, audio: bool) -> Settings:
     try:
-        return load(audio=audio)
+        settings = load(audio=audio)
+        named(settings.ledger)
     except SettingsError as error:
         raise SystemExit(str(error)) from None
+    return settings
 
 
 def _size(settings: Whisper, conf: Any, options: Mapping[str, Any]) -> None:  # noqa: ANN401 - Celery's settings

@@ -104,6 +104,63 @@ def reprocess(
     )
 
 
+shadow = typer.Typer(name="shadow", help="Sources that only follow another system.", no_args_is_help=True)
+app.add_typer(shadow)
+
+SourceName = Annotated[str, typer.Argument(help="The source, such as `transcription`.", metavar="SOURCE")]
+
+
+@shadow.command("report")
+def shadow_report(
+    *,
+    source: Annotated[str | None, typer.Argument(help="One source; default: all.", metavar="[SOURCE]")] = None,
+    device: Annotated[str | None, typer.Option(help="Rows of this device.", metavar="ID")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows that the other system completed since then: 2025-07-18, 2025-07-18T12:00 (in DEVICE_TIMEZONE), "
+            "or 24h ago.",
+            metavar="TIME",
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Differences to list, the latest first.", min=0, max=10_000)] = 20,
+    show_text: Annotated[bool, typer.Option("--show-text", help="With both results: what people have said.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show how far Toban agrees with the other system, and how long both took."""
+    from app.cli.shadow import report
+
+    report(source, device=device, since=since, limit=limit, show_text=show_text, as_json=as_json)
+
+
+@app.command()
+def takeover(
+    *,
+    source: SourceName,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the checks, and change nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Although a check fails.")] = False,
+) -> None:
+    """Turn a source from shadow to live: Toban takes its waiting rows from the next tick on."""
+    from app.cli.takeover import takeover
+
+    takeover(source, dry_run=dry_run, force=force)
+
+
+@app.command()
+def rollback(
+    *,
+    source: SourceName,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen, and change nothing.")] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Give back what runs now too, instead of letting it finish.")
+    ] = False,
+) -> None:
+    """Turn a source back to shadow: its rows wait for the other system."""
+    from app.cli.takeover import rollback
+
+    rollback(source, dry_run=dry_run, now=now)
+
+
 jobs = typer.Typer(
     name="jobs", help="The jobs of the timetable, and what is set for them.", invoke_without_command=True
 )

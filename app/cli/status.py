@@ -14,7 +14,7 @@ from rich.table import Table
 from app.cli.console import console
 from app.database import Database, open_database
 from app.errors import Transient
-from app.health import STATES, Status, duration, overdue, share, since, slots, worker_command
+from app.health import STATES, Status, duration, in_use, overdue, share, since, slots, worker_command
 from app.settings import Database as DatabaseSettings
 from app.settings import load_group
 
@@ -51,7 +51,11 @@ def _watch(database: Database, screen: Console, *, as_json: bool) -> None:
 
 
 def _asked(database: Database) -> Status:
-    return {**database.call("toban_status"), "incidents": database.call("toban_incidents")["incidents"]}
+    return {
+        **database.call("toban_status"),
+        "incidents": database.call("toban_incidents")["incidents"],
+        "modes": database.call("toban_modes")["modes"],
+    }
 
 
 def rendered(status: Status) -> RenderableType:
@@ -81,15 +85,25 @@ def warnings(status: Status) -> Iterator[str]:
             yield f"No worker listens to {queue}: start one with `{worker_command(queue)}`, or `toban up`"
     for job, seconds in overdue(status).items():
         yield f"The job {job} has not run for {duration(seconds)}: is a beat or a worker alive?"
+    now = datetime.fromisoformat(status["now"])
+    for mode in status["modes"]:
+        if mode["collisions"]:
+            last = duration(since(mode["last_collision"], now))
+            yield (
+                f"{mode['source']}: {mode['collisions']} rows were completed by Toban and by somebody else in 24 h, "
+                f"the last {last} ago: is the old cron still running?"
+            )
 
 
 def _sources(status: Status, now: datetime) -> Table:
-    table = _table("Sources", "source", *STATES, "oldest due")
-    for source in status["sources"]:
+    table = _table("Sources", "source", *STATES, "oldest due", "mode")
+    modes = {mode["source"]: mode["mode"] for mode in status["modes"]}
+    for source in in_use(status["sources"], STATES):
         counts = [str(source[state]) if source[state] else "[dim]0[/]" for state in STATES]
         if source["failed"]:
             counts[-1] = f"[bold red]{source['failed']}[/]"
-        table.add_row(source["source"], *counts, _since(source["oldest_due"], now))
+        mode = "[yellow]shadow[/]" if modes.get(source["source"]) == "shadow" else ""
+        table.add_row(source["source"], *counts, _since(source["oldest_due"], now), mode)
     for column in table.columns[1:7]:
         column.justify = "right"
     return table

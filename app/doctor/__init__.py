@@ -13,18 +13,15 @@ from app.doctor.finding import Finding, Findings
 from app.doctor.ledger import rows
 from app.doctor.machine import clocks, machine
 from app.doctor.speech import recordings, words
-from app.settings import GROUPS, Audio, Broker, Database, Gpt, Group, SettingsError, Whisper, load_group
+from app.settings import GROUPS, Audio, Broker, Database, Gpt, Group, Ledger, SettingsError, Whisper, load_group
+from app.shadow import named
 
 
 def examine(speech: Path | None = None) -> Findings:
     """Everything; `speech`: a recording to transcribe too."""
-    groups: dict[type[Group], Any] = {}
-    for group in GROUPS.values():
-        try:
-            groups[group] = load_group(group)
-        except SettingsError as error:
-            yield from (Finding("FAIL", p.code, f"{p.setting}: {p.message}", p.remedy) for p in error.problems)
-    if len(groups) == len(GROUPS):
+    groups, problems = _settings()
+    yield from problems
+    if not problems:
         yield Finding("OK", "D101", "every setting can be used")
     yield from machine()
     if audio := groups.get(Audio):
@@ -40,6 +37,22 @@ def examine(speech: Path | None = None) -> Findings:
     if whisper := groups.get(Whisper):
         limit = audio.audio_max_seconds if audio else Audio.model_fields["audio_max_seconds"].default
         yield from words(whisper, limit.total_seconds(), speech)
+
+
+def _settings() -> tuple[dict[type[Group], Any], list[Finding]]:
+    """The groups that can be used, and what is wrong with the others."""
+    groups: dict[type[Group], Any] = {}
+    problems = []
+    for group in GROUPS.values():
+        try:
+            groups[group] = load_group(group)
+        except SettingsError as error:
+            problems += error.problems
+    try:
+        named(groups.get(Ledger) or Ledger.model_construct())
+    except SettingsError as error:
+        problems += error.problems
+    return groups, [Finding("FAIL", p.code, f"{p.setting}: {p.message}", p.remedy) for p in problems]
 
 
 __all__ = ["Finding", "examine"]

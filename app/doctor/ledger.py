@@ -2,12 +2,15 @@
 
 import time
 from datetime import datetime
+from typing import Any
 
 from app.database import open_database
 from app.doctor.finding import Finding, Findings
 from app.errors import TobanError
 from app.health import Status, duration, overdue, since, slots, worker_command
 from app.settings import Database, key_role
+
+Mode = dict[str, Any]
 
 # Ticks expire by the sender's clock, so clocks that differ by more than this lose some, seconds.
 CLOCK = 10
@@ -37,6 +40,7 @@ def rows(settings: Database) -> Findings:
         began = time.time()
         status = database.call("toban_status")
         took = time.time() - began
+        modes = database.call("toban_modes")["modes"]
     except TobanError as error:
         remedy = "check the address and the key; `toban migrate` or `supabase db push` brings the functions"
         yield Finding("FAIL", "D202", str(error), remedy)
@@ -64,6 +68,7 @@ def rows(settings: Database) -> Findings:
             "set the clock by NTP on both",
         )
     yield from work(status, now)
+    yield from side_by_side(modes)
 
 
 def work(status: Status, now: datetime) -> Findings:
@@ -90,3 +95,16 @@ def work(status: Status, now: datetime) -> Findings:
         if source["failed"]:
             remedy = f"`toban status` shows why; then `toban reprocess {source['source']} --only-failed`"
             yield Finding("WARN", "D404", f"{source['source']}: {source['failed']} rows have failed", remedy)
+
+
+def side_by_side(modes: list[Mode]) -> Findings:
+    """Sources that another system works on too."""
+    for mode in modes:
+        source = mode["source"]
+        if mode["mode"] == "shadow":
+            yield Finding("OK", "D405", f"{source} is in shadow mode, by {mode['by']}: Toban only follows")
+        if mode["collisions"]:
+            what = (
+                f"{source}: {mode['collisions']} rows were completed twice within 24 h, by Toban and by somebody else"
+            )
+            yield Finding("WARN", "D406", what, f"switch the old cron off, or `toban rollback {source}`")

@@ -1,6 +1,6 @@
 """The other groups of settings, and all of them together. A field's description is its documentation."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from app.settings.database import Database
 from app.settings.gpt import Gpt
 from app.settings.group import Group, Memory, Seconds, Zone, scheme
 from app.settings.monitor import Alerts, Monitor, Portal
-from app.settings.problems import Problem
+from app.settings.problems import Problem, SettingsError
 from app.settings.web import Web
 
 # Problems with the source of recordings, which only a process that reads them has.
@@ -238,6 +238,14 @@ class Ledger(Group):
         timedelta(seconds=25), description="how long a stopping worker lets its running items finish"
     )
     sources: str = Field("", description="more modules that define sources, separated by commas")
+    shadow: str = Field(
+        "",
+        description="sources that only follow another system, such as transcription,analysis; 1: all. It holds for "
+        "sources about which nobody has decided yet by `toban takeover` or `toban rollback`",
+    )
+    shadow_limit: int = Field(
+        200, ge=0, description="rows of one source that shadow mode does again within 24 hours at most; 0: all"
+    )
     keep_items_days: int = Field(90, ge=1, description="finished items are forgotten after this, days")
     keep_runs_days: int = Field(30, ge=1, description="runs of jobs are forgotten after this, days")
     keep_batches_days: int = Field(
@@ -251,6 +259,22 @@ class Ledger(Group):
 
     def extra_sources(self) -> list[str]:
         return [name.strip() for name in self.sources.split(",") if name.strip()]
+
+    def shadowed(self, sources: Collection[str]) -> list[str]:
+        """Those of `sources` that TOBAN_SHADOW names.
+
+        Raises `SettingsError` for a name that is none of them.
+        """
+        words = [word.strip().lower() for word in self.shadow.split(",") if word.strip()]
+        if words == ["0"]:
+            return []
+        if words == ["1"]:
+            return list(sources)
+        if strange := [word for word in words if word not in sources]:
+            remedy = f"write 1 for all, or some of {', '.join(sources)} with commas between"
+            told = f"names no source: {', '.join(strange)}"
+            raise SettingsError([Problem("E060", "TOBAN_SHADOW", told, remedy)])
+        return words
 
     def problems(self) -> Iterator[Problem]:
         if self.lease < 3 * self.heartbeat:

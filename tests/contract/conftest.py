@@ -34,7 +34,8 @@ truncate public.work_items, public.runs, public.run_results, public.jobs, public
   public.batch_requests, public.batch_request_items
   restart identity cascade;
 truncate public.job_watch, public.job_reports, public.beats, public.queue_watch, public.incidents, public.alerts,
-  public.alert_channels, public.audit_log, public.monitor_state restart identity cascade;
+  public.alert_channels, public.audit_log, public.monitor_state, public.source_modes, public.shadow_rows,
+  public.work_collisions restart identity cascade;
 truncate public.web_users, public.web_sessions, public.web_links, public.web_keys, public.web_tries, public.web_secrets;
 """
 

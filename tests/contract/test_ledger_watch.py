@@ -89,7 +89,7 @@ def test_watching_twice_changes_the_settings_and_nothing_else(ledger: Ledger) ->
     assert ledger.item("x", "toy")["revision"] == 1
     ledger.end("fail", ledger.running("toy"))
     assert ledger.one("select state from toy") == "broken"
-    assert ledger.one("select count(*) from pg_trigger where tgrelid = 'toy'::regclass") == 3
+    assert ledger.one("select count(*) from pg_trigger where tgrelid = 'toy'::regclass") == 4
 
 
 def test_watching_another_table_under_the_same_name(ledger: Ledger) -> None:

@@ -1,6 +1,7 @@
 """The command line: what it reads, what it tells, and how it ends."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from app.cli import main
 from app.cli.errors import told
 from app.cli.status import rendered
 from app.errors import Permanent
-from app.health import duration, overdue, share
+from app.health import STATES, duration, overdue, share
 from app.settings import env_files
 
 ROOT = Path(__file__).parents[2]
@@ -229,6 +230,7 @@ def a_status(**more: Any) -> Mapping[str, Any]:
             }
         ],
         "incidents": [],
+        "modes": [],
         **more,
     }  # fmt: skip
 
@@ -265,6 +267,15 @@ def test_status_tells_of_a_worker_that_cannot_start() -> None:
     assert "Worker of the queue whisper: host can't start: the speech model medium needs 2.9 GB" in shown
 
 
+def test_status_tells_who_works_on_a_source() -> None:
+    told = {"source": "transcription", "mode": "shadow", "collisions": 2, "last_collision": "2026-11-23T02:50:00+00:00"}
+    empty = {**a_status()["sources"][0], "source": "shadow_transcription"} | dict.fromkeys(STATES, 0)
+    shown = text_of(a_status(sources=[*a_status()["sources"], empty], modes=[told]))
+    assert re.search(r"transcription .* shadow\b", shown)
+    assert "shadow_transcription" not in shown, "it has no rows"
+    assert "transcription: 2 rows were completed by Toban and by somebody else in 24 h, the last 10 min ago" in shown
+
+
 def test_status_of_an_empty_system() -> None:
     shown = text_of(a_status(sources=[], workers=[], jobs=[], running=[], failed=[]))
     assert "No worker listens to default" in shown
@@ -276,9 +287,11 @@ def test_status_json_is_the_ledgers_answer(
 ) -> None:
     class Answering:
         def call(self, function: str, **_: object) -> Mapping[str, Any]:
-            return {"toban_status": a_status(incidents=[]), "toban_incidents": {"incidents": [INCIDENT], "badge": 1}}[
-                function
-            ]
+            return {
+                "toban_status": a_status(incidents=[]),
+                "toban_incidents": {"incidents": [INCIDENT], "badge": 1},
+                "toban_modes": {"modes": []},
+            }[function]
 
         def close(self) -> None:
             pass

@@ -7,11 +7,13 @@ import pytest
 
 import tasks
 from app.celery import app
-from app.sources import Registry, Source, registry
+from app.sources import SHADOW, Registry, Source, registry
 from beat_schedule import timetable
 from tests.support.servers import ROOT
 
-SOURCES = sorted(name for name in registry.sources if name != "toy")
+ALL = sorted(name for name in registry.sources if name != "toy")
+SOURCES = [name for name in ALL if not name.startswith(SHADOW)]
+SHADOWS = [name for name in ALL if name.startswith(SHADOW)]
 
 
 def test_there_are_sources() -> None:
@@ -29,10 +31,28 @@ def test_a_source_is_complete(name: str) -> None:
     job = timetable()[name]
     assert job.entry()["task"] in app.tasks
     assert app.conf.beat_schedule[name] == job.entry()
-    migrations = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "migrations").glob("*.sql"))
-    assert re.search(rf"toban_watch\(\s*'[\w.]+',\s*'{name}'", migrations)
+    assert watched(name) not in {None, "shadow_rows"}
+    assert (source.compare is not None) is (f"{SHADOW}{name}" in SHADOWS)
     page = ROOT / "docs/sources" / f"{name}.md"
     assert page.read_text(encoding="utf-8").startswith("# ")
+
+
+def watched(name: str) -> str | None:
+    """The table that a migration watches for a source."""
+    migrations = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "migrations").glob("*.sql"))
+    found = re.search(rf"toban_watch\(\s*'([\w.]+)',\s*'{name}'", migrations)
+    return found[1] if found else None
+
+
+@pytest.mark.parametrize("name", SHADOWS)
+def test_a_shadow_writes_into_its_own_table_only(name: str) -> None:
+    """Its work goes the way of its source's; it has no dispatcher that could send it while the source is live."""
+    source, twin = registry[name.removeprefix(SHADOW)], registry[name]
+    assert (twin.queue, twin.max_run, twin.compare) == (source.queue, source.max_run, None)
+    assert app.amqp.router.route({}, f"tasks.{name}")["queue"].name == source.queue
+    assert name not in timetable()
+    assert twin not in registry.of_queue([twin.queue])
+    assert watched(name) == "shadow_rows"
 
 
 @pytest.mark.parametrize("name", sorted(timetable()))

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 from fastapi import Form, Request
 from fastapi.responses import Response
 
-from app.sources import Source, registry
+from app.sources import SHADOW, Source, registry
 from app.web.i18n import mark, t
 from app.web.render import own_path, redirect
 from app.web.state import state_of
@@ -61,8 +61,15 @@ def queues() -> dict[str, str]:
     return {source.name: source.queue for source in sources().values()}
 
 
+def modes(request: Request) -> dict[str, Json]:
+    """Who works on each source's rows: its entry of `toban_modes`."""
+    return {one["source"]: one for one in call(request, "toban_modes")["modes"]}
+
+
 def title(source: str) -> str:
     known = sources().get(source)
+    if known and source.startswith(SHADOW):
+        return t("{title} (shadow)", title=title(source.removeprefix(SHADOW)))
     return t(known.title) if known else source
 
 

@@ -18,6 +18,8 @@ _ACTIONS = {
     "resume": mark("resumed it"),
     "run now": mark("ran it"),
     "forget job": mark("forgot it"),
+    "take over": mark("took it over"),
+    "shadow": mark("put it in shadow mode"),
 }
 
 # Titles of sources and jobs, which templates translate.

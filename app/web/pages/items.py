@@ -5,7 +5,7 @@ from datetime import datetime
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.web.pages.common import Json, call, device_zone, note, path, queues
+from app.web.pages.common import Json, call, device_zone, modes, note, path, queues
 from app.web.pages.recordings import moment_of
 from app.web.render import render, url
 from app.web.state import state_of
@@ -23,6 +23,8 @@ def item(request: Request, source: str, key: str, done: str = "") -> Response:
         queue=queues().get(source, "default"),
         zone=device_zone(request).key,
     )
+    if found["item"]["state"] == "pending" and modes(request).get(source, {}).get("mode") == "shadow":
+        found["why"] = [{"code": "shadow"}]
     return render(
         request,
         "item.html",

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from app.errors import Permanent
 from app.web.auth import Operator
 from app.web.i18n import t
-from app.web.pages.common import Json, Text, back, call, note, path
+from app.web.pages.common import Json, Text, back, call, modes, note, path
 from app.web.pages.common import jobs as timetable
 from app.web.render import render
 
@@ -27,7 +27,7 @@ def states(request: Request, runs: int) -> Json:
 @router.get("/jobs")
 def jobs(request: Request, done: str = "") -> Response:
     found = states(request, 1)
-    return render(request, "jobs.html", **found, note=note(done))
+    return render(request, "jobs.html", **found, modes=modes(request), note=note(done))
 
 
 @router.get("/jobs/{job:path}")
@@ -129,6 +129,7 @@ def _page(
         status=status,
         now=found["now"],
         job=shown,
+        mode=modes(request).get(job, {}),
         fields=typed or _fields(shown["settings"]),
         error=error,
         zones=sorted(available_timezones()),

@@ -24,6 +24,8 @@ _STATES = {
     "missed": mark("Missed"),
     "overran": mark("Overran"),
     "paused": mark("Paused"),
+    # of sources
+    "shadow": mark("Shadow"),
     # of runs
     "success": mark("OK"),
     "error": mark("Failed"),
@@ -72,6 +74,8 @@ def why(reason: Mapping[str, Any]) -> Markup:
     match reason["code"]:
         case "paused":
             words = escape(t("paused"))
+        case "shadow":
+            words = escape(t("shadow mode: another system works on these rows, and Toban only follows"))
         case "excluded":
             words = escape(t("left out by its job: {filter}", filter=wanted({reason["filter"]: reason["value"]})))
         case "held":

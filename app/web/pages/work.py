@@ -5,8 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import Response
 
+from app.health import in_use
 from app.web.i18n import t
-from app.web.pages.common import call, note, queues
+from app.web.pages.common import call, modes, note, queues
 from app.web.pages.words import STATES
 from app.web.render import render
 
@@ -17,7 +18,8 @@ PAGE = 50  # items
 @router.get("/work")
 def work(request: Request, done: str = "") -> Response:
     found = call(request, "toban_page_work", queues=queues())
-    return render(request, "work.html", **found, states=STATES, note=note(done))
+    found["sources"] = in_use(found["sources"], ["states"])
+    return render(request, "work.html", **found, modes=modes(request), states=STATES, note=note(done))
 
 
 @router.get("/work/{source}")

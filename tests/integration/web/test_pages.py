@@ -13,6 +13,7 @@ import pytest
 
 from app.celery import app as celery
 from app.database import Database
+from app.jobs import in_timetable
 from app.services import Services, build_services
 from tests.support.believable import HOME, ZONE, believable, fill
 from tests.support.ledger import NOON, Ledger
@@ -173,6 +174,27 @@ def test_what_was_said_and_typed_is_shown_as_text(site: Site, ledger: Ledger, ol
         assert "<script>alert" not in text, path
         assert "<b>" not in text, path
     assert "alert" in olga.get(f"/days/d1/{DAY}?at={NOON}").text
+
+
+def test_a_source_that_only_follows_says_so(ledger: Ledger, olga: Browser) -> None:
+    ledger.call("sync_jobs", jobs=list(in_timetable().values()))
+    key = ledger.file("d1")
+    ledger.running()
+    ledger.set_status("completed", key)
+    waiting = ledger.file("d2")
+    pages = ("/work", "/jobs", "/jobs/transcription", f"/work/transcription/{waiting}")
+    assert not any("Shadow" in olga.get(path).text or "only follows" in olga.get(path).text for path in pages)
+    work = olga.get("/work").text
+    assert "1 row was completed by Toban and by another system in the last 24 hours." in work
+    assert "Transcription (shadow)" not in work, "it has no rows"
+
+    ledger.call("set_mode", source="transcription", mode="shadow", who="ann")
+    first, second = ledger.file("d3"), ledger.file("d4")
+    ledger.set_status("completed", first)
+    ledger.set_status("completed", second)
+    assert all("Shadow" in olga.get(path).text or "only follows" in olga.get(path).text for path in pages)
+    assert "Transcription (shadow)" in olga.get("/work").text
+    assert "put it in shadow mode" in olga.get("/jobs/transcription").text
 
 
 @pytest.mark.parametrize(
