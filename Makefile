@@ -40,6 +40,7 @@ lint: .venv/.dev
 
 bench: .venv/.dev
 	@$(BIN)/python -m bench.ledger
+	@$(BIN)/python -m bench.wake
 	@$(BIN)/python -m bench.analysis
 	@$(BIN)/python -m bench.overlap
 	@$(BIN)/python -m bench.speech

@@ -25,7 +25,14 @@ def configuration() -> dict[str, Any]:
         "broker_url": url,
         "result_backend": settings.backend_url(),
         "result_expires": settings.toban_result_expires,
-        "include": ["tasks", "workers.broker", "workers.lifecycle", "workers.signals", *ledger.extra_sources()],
+        "include": [
+            "tasks",
+            "workers.broker",
+            "workers.lifecycle",
+            "workers.signals",
+            "workers.tracing",
+            *ledger.extra_sources(),
+        ],
         # Only JSON goes in and out: a message can't make a worker run code.
         "task_serializer": "json",
         "result_serializer": "json",

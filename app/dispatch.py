@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
+from opentelemetry.trace import SpanKind
 
+from app import tracing
 from app.errors import TobanError, Transient
 from app.ledger import Claimed
 from app.services import Services
@@ -16,6 +18,8 @@ log = structlog.get_logger("toban.dispatch")
 BATCH = 500
 # Rounds in which everything claimed turned out to be missing, before the rest is left to the next tick.
 ROUNDS = 100
+# Why a claim took nothing: somebody else is at it.
+BUSY = "another dispatcher is claiming"
 
 Send = Callable[[Source, Claimed], None]
 
@@ -56,9 +60,11 @@ def dispatch(services: Services, source: Source, send: Send) -> Dispatched:
             return replace(dispatch(services, twin, send), shadow=True) if twin else done
         if not claim.items:
             break
-        present = _without_missing(services, source, claim.items)
-        done.skipped += len(claim.items) - len(present)
-        _send_all(services, source, present, send)
+        about: tracing.Attributes = {"toban.source": source.name, "messaging.batch.message_count": len(claim.items)}
+        with tracing.span(f"dispatch {source.name}", about, kind=SpanKind.PRODUCER):
+            present = _without_missing(services, source, claim.items)
+            done.skipped += len(claim.items) - len(present)
+            _send_all(services, source, present, send)
         done.dispatched += len(present)
         if len(present) == len(claim.items):
             break

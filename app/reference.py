@@ -21,6 +21,7 @@ TITLES = {
     "alerts": "Alerts",
     "portal": "Reports of jobs outside",
     "web": "Web pages",
+    "traces": "Traces",
     "log": "Log",
 }
 CODES = {
@@ -48,7 +49,12 @@ CODES = {
     "E033": "Both `SUPABASE_JWT_SECRET` and `SUPABASE_JWKS_URL` are set.",
     "E034": "`SUPABASE_JWT_SECRET` is too short to be safe.",
     "E035": "`FLOWER_URL` is not an http(s) address.",
+    "E050": "`WEB_EXTRA_PORTS` has something that is no port.",
+    "E051": "`LEGACY_ANONYMOUS_CIDRS` has something that is no IP address or network, or everybody.",
+    "E052": "`CORS_ORIGINS` has something that is no origin.",
     "E060": "`TOBAN_SHADOW` names something that is no source.",
+    "E070": "`OTEL_EXPORTER_OTLP_ENDPOINT` is not an http(s) address.",
+    "E071": "`OTEL_EXPORTER_OTLP_PROTOCOL` is another than `http/protobuf`.",
 }
 INTRODUCTION = """# Configuration
 

@@ -20,6 +20,7 @@ from app.errors import TobanError
 from app.monitor.tick import Monitor
 from app.services import Services
 from app.sources import registry
+from app.wake import listen
 from app.work import Work, give_up
 from beat_schedule import timetable
 
@@ -69,7 +70,8 @@ class Runtime:
 
     `send` publishes an item's message, `tick` a job's; `killable`: whether the process may end itself to stop work that
     hangs, because a parent will replace it; `memory_limit`: bytes at which that happens, `models`: those that a row may
-    ask for, `fits`: the sizes that there would be room for; all three for those who look at it from outside.
+    ask for, `fits`: the sizes that there would be room for; all three for those who look at it from outside; `listens`:
+    whether it may be the one that hears of new rows.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Runtime:
         tick: Callable[[str], None],
         *,
         killable: bool,
+        listens: bool = False,
         memory_limit: int | None = None,
         models: Collection[str] = (),
         fits: Collection[str] = (),
@@ -112,6 +115,8 @@ class Runtime:
             # Sending a message may take long; nobody else waits for it.
             threading.Thread(target=self._watch, name="toban-monitor", daemon=True),
         ]
+        if listens:
+            self._threads.append(threading.Thread(target=self._listen, name="toban-listener", daemon=True))
 
     @property
     def stopped(self) -> threading.Event:
@@ -243,6 +248,10 @@ class Runtime:
     def _watch(self) -> None:
         with _told("monitor.failed"):
             Monitor(self.services, LAST_RESORT if self._killable else timedelta(0)).run(self._stop)
+
+    def _listen(self) -> None:
+        with _told("listen.lost"):
+            listen(self.services, self._send, self._stop)
 
     def _stand_in(self) -> None:
         """Beat is late or dead: whoever lives sends its ticks. `toban_begin_run` keeps a slot from running twice."""

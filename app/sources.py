@@ -3,13 +3,14 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from app.compare import Compared
     from app.ledger import Claimed
     from app.services import Services
-    from app.settings import Settings
+    from app.settings import Ledger, Settings
     from app.work import Work
 
 Result = Mapping[str, Any]
@@ -71,3 +72,9 @@ class Registry:
 
 
 registry = Registry()
+
+
+def load_sources(settings: "Ledger") -> None:
+    """Put every source of this program, and those that the settings name, into the registry."""
+    for module in ("tasks", *settings.extra_sources()):
+        import_module(module)

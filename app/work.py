@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import structlog
 
+from app import tracing
 from app.errors import Halted, LeaseLost, OutOfMemory, Permanent, RateLimited, TobanError
 from app.ledger import Attempt, Ledger
 from app.retry import Fail, Retry, Skip, Stop, decide
@@ -168,6 +169,7 @@ def attempt_item(
         return Outcome("lost", error=error)
     facts = {"source": source.name, "key": attempt.key, "attempt": attempt.attempt}
     work = Work(runtime.services, attempt, source.max_run, facts=facts)
+    tracing.note({"toban.source": source.name, "toban.item": item_id, "toban.attempt": attempt.attempt})
     log.info("work.start", **facts)
     with runtime.running(work):
         try:
@@ -215,7 +217,7 @@ def end_badly(
     told: dict[str, Any] = {"error": words.replace("\0", "�"), "kind": kind}
     if not expected:
         told["traceback"] = "".join(traceback.format_exception(error)).replace("\0", "�")[-20_000:]
-    again = {**(params or {}), **(FRUGAL if isinstance(error, OutOfMemory) else {})}
+    again = {**(params or {}), **(FRUGAL if isinstance(error, OutOfMemory) else {}), **tracing.earlier()}
     hold(ledger, attempt.queue, error)
     match decide(error, attempt.tries, now, attempt.max_attempts):
         case Stop():

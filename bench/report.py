@@ -170,6 +170,28 @@ def _day(results: Mapping[str, Figures], _: str) -> str:
     return _table(("", ""), rows).replace("---:", "---")
 
 
+def _wake(results: Mapping[str, Figures], _: str) -> str:
+    """How soon a row starts, and what telling costs."""
+    of = results["wake"]
+    rows = [
+        (name, str(one["rows"]), *(_milliseconds(one[part]) for part in ("median_ms", "p95_ms", "most_ms")))
+        for name, one in (("`LISTEN`", of["listen"]), ("webhook", of["webhook"]), ("tick", of["tick"]))
+    ]
+    table = _table(("told by", "rows", "median", "95 % within", "longest"), rows)
+    burst = of["burst"]
+    nobody, listening = (f"{min(rates):,.0f} – {max(rates):,.0f}" for rates in burst["inserts_per_second"].values())
+    told = (
+        f"{burst['rows']:,} rows inserted one by one over {burst['connections']} connections: {nobody} a second while "
+        f"nobody listens, {listening} while somebody does."
+    )
+    busy = f" Others were busy on the machine: its load was {of['load_before']}." if of["load_before"] > 0.3 else ""
+    return f"{table}\n\n{told}{busy}"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value / 1000:.1f} s" if value >= 1000 else f"{value:.0f} ms"
+
+
 TABLES: Mapping[str, Callable[[Mapping[str, Figures], str], str]] = {
     "machine": _machine,
     "speech": _speech,
@@ -179,6 +201,7 @@ TABLES: Mapping[str, Callable[[Mapping[str, Figures], str], str]] = {
     "overlap": _overlap,
     "ledger": _ledger,
     "analysis": _analysis,
+    "wake": _wake,
 }
 
 

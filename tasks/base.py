@@ -9,6 +9,7 @@ from celery.exceptions import Ignore, Retry
 from celery.result import denied_join_result
 from kombu.exceptions import OperationalError
 
+from app import tracing
 from app.celery import app
 from app.errors import TobanError, Transient
 from app.ledger import Claimed
@@ -81,7 +82,10 @@ def send_item(source: Source, item: Claimed) -> None:
         args=[item.id, item.key],
         task_id=item.task_id,
         queue=source.queue,
-        headers={"toban": {"source": source.name, "key": item.key, "claim": item.claim_no}},
+        headers={
+            "toban": {"source": source.name, "key": item.key, "claim": item.claim_no},
+            **tracing.headers(item.params),
+        },
         argsrepr=f"{item.key} (claim {item.claim_no})",
     )
 

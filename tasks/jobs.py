@@ -46,6 +46,8 @@ def reconcile(job: str = "reconcile") -> dict[str, Any]:
         keep_rows = runtime.services.settings.ledger.keep_items_days
         for _ in _batches(runtime, "toban_upkeep_shadow", days=keep_rows):
             pass
+        # What nobody scrapes must not pile up.
+        runtime.services.database.call("toban_metrics")
         if broken:
             raise Permanent("; ".join(broken))
         return {"message": f"{opened} opened, {closed} closed", "changed": opened + closed}

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from billiard.process import current_process
+
+from app import tracing
 from app.runtime import Runtime
 from app.services import build_services
 from app.settings import load
@@ -45,6 +48,8 @@ def start(slots: int, *, heartbeat: bool = True) -> Runtime:
     from tasks.base import send_item, send_tick
 
     settings = load(audio=worker.hears)
+    if slots:  # a worker, not a task that is called directly
+        tracing.start(settings.traces, "-".join(worker.queues))
     _runtime = Runtime(
         build_services(settings, worker.plan.pace if worker.plan else FRUGAL),
         worker.node,
@@ -53,6 +58,8 @@ def start(slots: int, *, heartbeat: bool = True) -> Runtime:
         send_item,
         send_tick,
         killable=worker.forks,
+        # Of children one is enough, and a parent that forks has no threads.
+        listens=not worker.forks or getattr(current_process(), "index", None) == 0,
         memory_limit=worker.plan.child if worker.plan else None,
         models=settings.whisper.models if worker.plan else (),
         fits=worker.plan.fits if worker.plan else (),
@@ -69,6 +76,7 @@ def stop() -> None:
     if _runtime is not None:
         _runtime.stop()
         _runtime = None
+        tracing.stop()
 
 
 def running() -> Runtime | None:

@@ -14,6 +14,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
+from app import tracing
 from app.audio.s3_errors import translated
 from app.audio.store import check_key, too_large
 from app.errors import Permanent, Transient
@@ -160,8 +161,10 @@ class S3Store:
     def _bounded(self, key: str, permission: str, work: Callable[[Event], _T], seconds: float | None = None) -> _T:
         """`work`, within `seconds` (default: the total deadline), and with this project's errors."""
         what = f"s3://{self._bucket}/{key}"
+        method = permission.removeprefix("s3:")
         try:
-            return _within(self._deadline if seconds is None else seconds, what, work)
+            with tracing.outside(f"S3 {method}", {"rpc.system": "aws-api", "rpc.service": "S3", "rpc.method": method}):
+                return _within(self._deadline if seconds is None else seconds, what, work)
         except (BotoCoreError, ClientError, HTTPError, ValueError) as error:
             raise translated(error, what, permission) from error
 

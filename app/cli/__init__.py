@@ -322,6 +322,29 @@ def web(
     web(host, port, link=link)
 
 
+class HealthOf(StrEnum):
+    WORKER = "worker"
+    BEAT = "beat"
+    WEB = "web"
+
+
+@app.command()
+def health(
+    *,
+    what: Annotated[
+        HealthOf | None,
+        typer.Argument(
+            help="A process of this machine or container; default: everything.", metavar="[worker|beat|web]"
+        ),
+    ] = None,
+    queue: Annotated[str | None, typer.Option(help="worker: one that listens to this queue.", metavar="QUEUE")] = None,
+) -> None:
+    """Say in a sentence whether it is well; exit code 1 if not. Made for health checks."""
+    from app.cli.health import health
+
+    health(what.value if what else None, queue)
+
+
 users = typer.Typer(name="user", help="Who may sign in to the web pages.", no_args_is_help=True)
 app.add_typer(users)
 keys = typer.Typer(name="key", help="What programs sign in with.", no_args_is_help=True)
@@ -390,7 +413,9 @@ def link_user(name: UserName) -> None:
 @keys.command("add")
 def add_key(
     name: UserName,
-    scope: Annotated[list[str], typer.Option(help="badge, read or operate; may be given often.", metavar="SCOPE")],
+    scope: Annotated[
+        list[str], typer.Option(help="badge, metrics, read or operate; may be given often.", metavar="SCOPE")
+    ],
     days: Annotated[int | None, typer.Option(help="The key ends after so many days; default: never.", min=1)] = None,
 ) -> None:
     """Make an API key; it is shown once."""

@@ -8,6 +8,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from app import tracing
 from app.database.core import from_sqlstate, refuse_nul
 from app.errors import Transient
 
@@ -15,6 +16,20 @@ DEADLINE = """
 select split_part(setting, '=', 2) from pg_catalog.pg_proc p, unnest(p.proconfig) setting
 where p.pronamespace = 'public'::regnamespace and p.proname = %s and setting like 'statement_timeout=%%'
 """
+
+# How every connection is made.
+CONNECTION: dict[str, Any] = {
+    "autocommit": True,
+    # A pooler (PgBouncer, Supavisor) gives each transaction another server connection, which would not know a statement
+    # prepared on the last one.
+    "prepare_threshold": None,
+    "connect_timeout": 10,
+    # A network that swallows packets is noticed within 30 s.
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # ms
+}
 
 
 class PostgresDatabase:
@@ -25,21 +40,9 @@ class PostgresDatabase:
     """
 
     def __init__(self, dsn: str, pool_size: int = 4, patience: float = 15) -> None:
-        # A pooler (PgBouncer, Supavisor) gives each transaction another server connection, which would not know a
-        # statement prepared on the last one.
         self._dsn = dsn
         self._patience = patience
-        self._options: dict[str, Any] = {
-            "autocommit": True,
-            "prepare_threshold": None,
-            "connect_timeout": 10,
-            "application_name": "toban",
-            # A network that swallows packets is noticed within 30 s.
-            "keepalives_idle": 15,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 30_000,  # ms
-        }
+        self._options: dict[str, Any] = {**CONNECTION, "application_name": "toban"}
         if not pool_size:
             self._options["connect_timeout"] = 3  # a parent whose children wait has no more time
         self._deadlines: dict[str, str] = {}
@@ -71,11 +74,13 @@ class PostgresDatabase:
         refuse_nul(params, function)
         statement = sql.SQL("select public.{}(%s)").format(sql.Identifier(function))
         try:
-            with self._connection() as connection:
+            with tracing.outside(function, tracing.DATABASE), self._connection() as connection:
                 deadline = self._deadline(connection, function)
-                # One trip: the four statements are sent together.
+                # One trip: the statements are sent together.
                 with connection.pipeline(), connection.transaction():
                     connection.execute("select set_config('statement_timeout', %s, true)", [deadline])
+                    if context := tracing.traceparent():
+                        connection.execute("select set_config('toban.trace', %s, true)", [context])
                     row = connection.execute(statement, [Jsonb(params)]).fetchone()
         except PoolTimeout:
             raise Transient(f"no database connection within {self._patience:g} s; is the server up?") from None

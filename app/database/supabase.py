@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from app import tracing
 from app.database.core import FORBIDDEN, MISSING, from_sqlstate, refuse_nul
 from app.errors import Permanent, Transient
 
@@ -23,7 +24,7 @@ class SupabaseDatabase:
         self._key = key
         self._rest_url = rest_url
         # The client's own HTTP/2 session is not safe to share among threads.
-        self._http = httpx.Client(http2=False, timeout=TIMEOUT)
+        self._http = httpx.Client(http2=False, timeout=TIMEOUT, event_hooks={"request": [_trace]})
 
     @cached_property
     def _client(self) -> "Client":
@@ -39,7 +40,8 @@ class SupabaseDatabase:
         from postgrest import APIError
 
         try:
-            return self._client.rpc(function, {"p": params}).execute().data
+            with tracing.outside(function, tracing.DATABASE):
+                return self._client.rpc(function, {"p": params}).execute().data
         except APIError as error:
             raise self._translate(error.code, error.message or str(error), function) from error
         except httpx.HTTPError as error:
@@ -59,3 +61,9 @@ class SupabaseDatabase:
 
     def close(self) -> None:
         self._http.close()
+
+
+def _trace(request: httpx.Request) -> None:
+    """PostgREST shows a request's headers to the functions that it calls."""
+    if context := tracing.traceparent():
+        request.headers["toban-trace"] = context

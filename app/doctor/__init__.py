@@ -4,6 +4,7 @@ Each check yields findings with a stable code (docs/doctor.md) and, where someth
 another, and none changes anything.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,18 @@ from app.doctor.finding import Finding, Findings
 from app.doctor.ledger import rows
 from app.doctor.machine import clocks, machine
 from app.doctor.speech import recordings, words
-from app.settings import GROUPS, Audio, Broker, Database, Gpt, Group, Ledger, SettingsError, Whisper, load_group
+from app.doctor.traces import steps
+from app.settings import GROUPS, Audio, Broker, Database, Gpt, Group, Ledger, SettingsError, Traces, Whisper, load_group
 from app.shadow import named
+
+LOOKS: tuple[tuple[type[Group], Callable[[Any], Findings]], ...] = (
+    (Audio, clocks),
+    (Database, rows),
+    (Broker, wakeups),
+    (Audio, recordings),
+    (Gpt, verdicts),
+    (Traces, steps),
+)
 
 
 def examine(speech: Path | None = None) -> Findings:
@@ -24,17 +35,11 @@ def examine(speech: Path | None = None) -> Findings:
     if not problems:
         yield Finding("OK", "D101", "every setting can be used")
     yield from machine()
-    if audio := groups.get(Audio):
-        yield from clocks(audio)
-    if database := groups.get(Database):
-        yield from rows(database)
-    if broker := groups.get(Broker):
-        yield from wakeups(broker)
-    if audio:
-        yield from recordings(audio)
-    if gpt := groups.get(Gpt):
-        yield from verdicts(gpt)
+    for group, look in LOOKS:
+        if own := groups.get(group):
+            yield from look(own)
     if whisper := groups.get(Whisper):
+        audio = groups.get(Audio)
         limit = audio.audio_max_seconds if audio else Audio.model_fields["audio_max_seconds"].default
         yield from words(whisper, limit.total_seconds(), speech)
 

@@ -8,14 +8,13 @@ from app.database import open_database
 from app.doctor.finding import Finding, Findings
 from app.errors import TobanError
 from app.health import Status, duration, overdue, since, slots, worker_command
+from app.readiness import WAIT, Health, beat
 from app.settings import Database, key_role
 
 Mode = dict[str, Any]
 
 # Ticks expire by the sender's clock, so clocks that differ by more than this lose some, seconds.
 CLOCK = 10
-# Due work that waits longer than this has a reason that somebody should know, seconds.
-WAIT = 600
 
 
 def rows(settings: Database) -> Findings:
@@ -40,6 +39,7 @@ def rows(settings: Database) -> Findings:
         began = time.time()
         status = database.call("toban_status")
         took = time.time() - began
+        health = database.call("toban_health")
         modes = database.call("toban_modes")["modes"]
     except TobanError as error:
         remedy = "check the address and the key; `toban migrate` or `supabase db push` brings the functions"
@@ -67,11 +67,12 @@ def rows(settings: Database) -> Findings:
             f"this machine's clock and the database's differ by {skew:.0f} s",
             "set the clock by NTP on both",
         )
-    yield from work(status, now)
+    yield from work(status, health, now)
+    yield from wakes(settings, health)
     yield from side_by_side(modes)
 
 
-def work(status: Status, now: datetime) -> Findings:
+def work(status: Status, health: Health, now: datetime) -> Findings:
     """What the ledger says about workers, beat and the rows that wait."""
     due = [source for source in status["sources"] if source["oldest_due"]]
     for queue, count in slots(status).items():
@@ -80,13 +81,12 @@ def work(status: Status, now: datetime) -> Findings:
         else:
             remedy = f"start one: `{worker_command(queue)}`, or everything with `toban up`"
             yield Finding("FAIL" if due else "WARN", "D401", f"no worker listens to {queue}", remedy)
-    ticks = [since(job["last_started_at"], now) for job in status["jobs"] if job["last_started_at"]]
-    last = f"the last tick came {duration(min(ticks))} ago" if ticks else "no tick has ever come"
-    if ticks and not overdue(status):
-        yield Finding("OK", "D402", last)
+    ticks, late = beat(health), overdue(status)
+    if ticks.fine and not late:
+        yield Finding("OK", "D402", ticks.reason)
     else:
-        late = f", and {', '.join(overdue(status))} should have had one" if ticks else ""
-        yield Finding("WARN", "D402", last + late, "start beat: `celery -A app beat`, or everything with `toban up`")
+        what = f"{ticks.reason}; {', '.join(late)} should have run" if late else ticks.reason
+        yield Finding("WARN", "D402", what, "start beat: `celery -A app beat`, or everything with `toban up`")
     for source in due:
         if (waited := since(source["oldest_due"], now)) > WAIT:
             what = f"{source['source']}: {source['pending']} rows wait, the oldest for {duration(waited)}"
@@ -95,6 +95,27 @@ def work(status: Status, now: datetime) -> Findings:
         if source["failed"]:
             remedy = f"`toban status` shows why; then `toban reprocess {source['source']} --only-failed`"
             yield Finding("WARN", "D404", f"{source['source']}: {source['failed']} rows have failed", remedy)
+
+
+def wakes(settings: Database, health: Health) -> Findings:
+    """Whether new rows start at once."""
+    if health["listening"]:
+        yield Finding("OK", "D407", "a process hears of new rows, which start at once")
+    elif settings.listen_url() is None:
+        yield Finding(
+            "OK",
+            "D407",
+            "new rows start at the next tick: the REST API tells of none. With DATABASE_LISTEN_URL, or a webhook "
+            "to /wake/…, they start at once",
+        )
+    else:
+        yield Finding(
+            "WARN",
+            "D407",
+            "nobody hears of new rows, so they start at the next tick",
+            "start a worker or beat. Behind a transaction pooler set DATABASE_LISTEN_URL to a direct connection or a "
+            "session pooler. With TOBAN_LISTEN=false: ignore this",
+        )
 
 
 def side_by_side(modes: list[Mode]) -> Findings:

@@ -9,6 +9,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
+from app import tracing
 from app.errors import Halted, Transient
 from app.gpt.answers import SCHEMA_LEVEL, Completion, Message, completion_of, request_body
 from app.gpt.failures import CallFailed
@@ -71,11 +72,21 @@ class Chat:
         body = request_body(messages, model, self._schema, level)
         private = [message["content"] for message in messages]
         began = time.monotonic()
+        asked = {"gen_ai.operation.name": "chat", "gen_ai.request.model": model, "server.address": self.host}
         try:
-            content, headers = self._run(
-                lambda client: _post(client, body, self._http.within(timeout)), model, timeout, watch, private, level
-            )
-            found = completion_of(self._http.decoded(content), self.host, model, secret=self._key, private=private)
+            with tracing.outside("chat", asked) as span:
+                content, headers = self._run(
+                    lambda client: _post(client, body, self._http.within(timeout)),
+                    model,
+                    timeout,
+                    watch,
+                    private,
+                    level,
+                )
+                found = completion_of(self._http.decoded(content), self.host, model, secret=self._key, private=private)
+                if usage := found.usage:
+                    span.set_attribute("gen_ai.usage.input_tokens", usage.prompt)
+                    span.set_attribute("gen_ai.usage.output_tokens", usage.completion)
         except CallFailed as failed:
             failed.seconds = time.monotonic() - began
             if failed.outcome == "schema_unsupported":
@@ -102,7 +113,8 @@ class Chat:
 
         `what` runs in the loop of this object: `chat.call(lambda client: client.batches.retrieve(id), …)`.
         """
-        return self._run(what, model, timeout, watch, (), 0)
+        with tracing.outside("batch", {"server.address": self.host}):
+            return self._run(what, model, timeout, watch, (), 0)
 
     def close(self) -> None:
         """Ends what runs and frees the connections."""

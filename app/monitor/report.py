@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import structlog
 from pydantic import SecretStr
@@ -89,7 +90,7 @@ def checked(body: bytes) -> dict[str, Json]:
         if data.get(name) is not None:
             report[name] = read(data[name], name)
     if "tool_id" in data:
-        report["tool_id"] = _text(data["tool_id"], "tool_id") if data["tool_id"] else None
+        report["tool_id"] = None if data["tool_id"] in (None, "") else _uuid(data["tool_id"], "tool_id")
     if "log" in report:
         report["log"] = without_passwords(report["log"])[-LOG_LENGTH:]
     return report
@@ -116,6 +117,13 @@ def _moment(value: Json, name: str) -> str:
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
     except (TypeError, ValueError, OverflowError):
         raise Refused(f"{name} must be valid ISO 8601") from None
+
+
+def _uuid(value: Json, name: str) -> str:
+    try:
+        return str(UUID(value))
+    except (AttributeError, TypeError, ValueError):
+        raise Refused(f"{name} must be a UUID") from None
 
 
 def _whole(value: Json, name: str) -> int:

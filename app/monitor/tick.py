@@ -2,7 +2,6 @@
 
 import threading
 from datetime import timedelta
-from importlib import import_module
 from typing import Any
 
 import structlog
@@ -10,7 +9,7 @@ import structlog
 from app.errors import TobanError
 from app.monitor.alerts import send_due
 from app.services import Services
-from app.sources import registry
+from app.sources import load_sources, registry
 from beat_schedule import timetable
 
 log = structlog.get_logger("toban.monitor")
@@ -24,10 +23,7 @@ class Monitor:
     """
 
     def __init__(self, services: Services, patience: timedelta = timedelta(0)) -> None:
-        import tasks  # noqa: F401 - registers the sources
-
-        for module in services.settings.ledger.extra_sources():
-            import_module(module)
+        load_sources(services.settings.ledger)
         self._services = services
         self._patience = patience
 

@@ -13,6 +13,7 @@ from app.settings.groups import GROUPS, Audio, Broker, Ledger, Log, Settings, Wh
 from app.settings.loading import env_files, load, load_group, read
 from app.settings.monitor import Alerts, Monitor, Portal
 from app.settings.problems import Problem, SettingsError
+from app.settings.traces import Traces
 from app.settings.web import Web
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Problem",
     "Settings",
     "SettingsError",
+    "Traces",
     "Web",
     "Whisper",
     "env_files",

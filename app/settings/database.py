@@ -32,6 +32,11 @@ class Database(Group):
         None,
         description="older name; used when SUPABASE_SERVICE_ROLE_KEY is not set; must not be the anon key",
     )
+    database_listen_url: SecretStr | None = Field(
+        None,
+        description="a direct connection (or a session pooler) to the same database, for hearing of new rows at once; "
+        "needed where DATABASE_URL leads through a transaction pooler or is not set; default: DATABASE_URL",
+    )
     database_pool_size: int = Field(
         4,
         ge=1,
@@ -41,6 +46,11 @@ class Database(Group):
     def rest_key(self) -> SecretStr | None:
         return self.supabase_service_role_key or self.supabase_key
 
+    def listen_url(self) -> str | None:
+        """Where to hear of new rows; None: nowhere, the REST API tells of none."""
+        url = self.database_listen_url or self.database_url
+        return url.get_secret_value() if url else None
+
     def problems(self) -> Iterator[Problem]:
         if self.database_url is None and self.supabase_url is None:
             yield Problem(
@@ -49,14 +59,16 @@ class Database(Group):
                 "no database is set",
                 "set DATABASE_URL, or SUPABASE_URL with SUPABASE_SERVICE_ROLE_KEY; `toban up` starts an embedded one",
             )
-        if self.database_url is not None:
-            url = self.database_url.get_secret_value()
+        for name, secret in (("DATABASE_URL", self.database_url), ("DATABASE_LISTEN_URL", self.database_listen_url)):
+            url = secret.get_secret_value() if secret else None
+            if url is None:
+                continue
             if scheme(url) not in {"postgresql", "postgres"}:
-                yield Problem("E010", "DATABASE_URL", "is not a PostgreSQL address", f"write it as {FORM}")
+                yield Problem("E010", name, "is not a PostgreSQL address", f"write it as {FORM}")
             elif not address_is_clear(url):
                 yield Problem(
                     "E010",
-                    "DATABASE_URL",
+                    name,
                     "can't be read as an address without doubt",
                     f"write it as {FORM}, and the password's special characters as %40 for @, %2F for /, %3A for :, "
                     "%23 for #, %3F for ? and %25 for %",
@@ -65,16 +77,16 @@ class Database(Group):
             return
         if scheme(self.supabase_url) not in {"http", "https"}:
             yield Problem("E011", "SUPABASE_URL", "is not an http(s) address", "copy the project URL from Supabase")
-        secret = self.rest_key()
+        key = self.rest_key()
         name = "SUPABASE_SERVICE_ROLE_KEY" if self.supabase_service_role_key else "SUPABASE_KEY"
-        if secret is None:
+        if key is None:
             yield Problem(
                 "E003",
                 "SUPABASE_SERVICE_ROLE_KEY",
                 "is not set",
                 "copy the service_role (secret) key from the project's API settings",
             )
-        elif (role := key_role(secret.get_secret_value())) in {"anon", "authenticated"}:
+        elif (role := key_role(key.get_secret_value())) in {"anon", "authenticated"}:
             yield Problem(
                 "E004",
                 name,

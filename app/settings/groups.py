@@ -15,6 +15,7 @@ from app.settings.gpt import Gpt
 from app.settings.group import Group, Memory, Seconds, Zone, scheme
 from app.settings.monitor import Alerts, Monitor, Portal
 from app.settings.problems import Problem, SettingsError
+from app.settings.traces import Traces
 from app.settings.web import Web
 
 # Problems with the source of recordings, which only a process that reads them has.
@@ -237,6 +238,11 @@ class Ledger(Group):
     shutdown_grace: Seconds = Field(
         timedelta(seconds=25), description="how long a stopping worker lets its running items finish"
     )
+    listen: bool = Field(
+        True,
+        description="rows that begin to wait are claimed at once, by LISTEN over a direct connection; false: at the "
+        "next tick",
+    )
     sources: str = Field("", description="more modules that define sources, separated by commas")
     shadow: str = Field(
         "",
@@ -314,6 +320,7 @@ class Settings(BaseModel):
     alerts: Alerts
     portal: Portal
     web: Web
+    traces: Traces
     log: Log
 
 
@@ -328,5 +335,6 @@ GROUPS: dict[str, type[Group]] = {
     "alerts": Alerts,
     "portal": Portal,
     "web": Web,
+    "traces": Traces,
     "log": Log,
 }

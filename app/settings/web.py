@@ -2,17 +2,21 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
-from ipaddress import ip_network
-from typing import Literal
+from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 
 from app.settings.group import Group, Seconds, scheme
 from app.settings.problems import Problem
 
 # RFC 7518, section 3.2: as long as the hash.
 SECRET_LENGTH = 32
+
+# The slash at the end is how proxies' configurations write such a path.
+RootPath = Annotated[str, BeforeValidator(lambda value: value.rstrip("/") if isinstance(value, str) else value)]
 
 
 class Web(Group):
@@ -23,20 +27,30 @@ class Web(Group):
         description="the address it listens on; 0.0.0.0: all, which needs HTTPS before it",
     )
     web_port: int = Field(8000, ge=1, le=65535, description="its port")
+    web_extra_ports: str = Field(
+        "",
+        description="further ports, separated by commas, such as 8001,8002: those of the old services",
+    )
     web_base_url: str | None = Field(
         None,
         description="where people reach it, such as https://toban.example.com; for printed links; with https, cookies "
         "travel only so",
     )
-    root_path: str = Field(
+    root_path: RootPath = Field(
         "",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",
-        description="the path under which a proxy shows it, such as /toban, if it cuts that off",
+        description="the path under which a proxy shows it, such as /toban, whether it cuts that off or not",
     )
     web_secret_key: SecretStr | None = Field(
         None,
         min_length=SECRET_LENGTH,
         description="signs cookies; at least 32 characters; default: made once and kept in the database",
+    )
+    wake_secret: SecretStr | None = Field(
+        None,
+        min_length=SECRET_LENGTH,
+        description="what POST /wake/… has to bring along, as a header or as the key of its signature; at least 32 "
+        "characters; default: it takes nothing",
     )
     web_session: Seconds = Field(
         timedelta(days=7),
@@ -54,6 +68,16 @@ class Web(Group):
     trusted_proxies: str = Field(
         "127.0.0.1,::1",
         description="addresses and networks, separated by commas, whose X-Forwarded-For and -Proto are believed",
+    )
+    legacy_anonymous_cidrs: str = Field(
+        "",
+        description="addresses and networks, separated by commas, whose programs need no API key for "
+        "`/fetch-and-transcribe` and `/analyze-timeblock`; default: nobody",
+    )
+    cors_origins: str = Field(
+        "",
+        description="origins, separated by commas, such as https://app.example.com, whose pages may use the HTTP API "
+        "(with a key, never with a session); default: none",
     )
     supabase_jwt_secret: SecretStr | None = Field(
         None,
@@ -99,6 +123,7 @@ class Web(Group):
                     f"{entry!r} is no IP address or network",
                     "write addresses and networks such as 10.0.0.0/8, separated by commas",
                 )
+        yield from self._problems_of_api()
         if self.supabase_jwks_url is not None and not _is_safe(self.supabase_jwks_url):
             yield Problem(
                 "E032",
@@ -121,13 +146,85 @@ class Web(Group):
                 "copy the whole JWT secret from the project's settings",
             )
 
+    def _problems_of_api(self) -> Iterator[Problem]:
+        for entry in _parts(self.web_extra_ports):
+            if not (entry.isascii() and entry.isdecimal() and 1 <= int(entry) <= 65535):
+                yield Problem(
+                    "E050",
+                    "WEB_EXTRA_PORTS",
+                    f"{entry!r} is no port",
+                    "write ports from 1 to 65535, separated by commas: 8001,8002",
+                )
+        for entry in _parts(self.legacy_anonymous_cidrs):
+            if wrong := _wrong_network(entry):
+                yield Problem(
+                    "E051",
+                    "LEGACY_ANONYMOUS_CIDRS",
+                    f"{entry!r} {wrong}",
+                    "write the addresses of the old clients, or networks such as 172.18.0.0/16, separated by commas",
+                )
+        for entry in _parts(self.cors_origins):
+            if not _is_origin(entry):
+                yield Problem(
+                    "E052",
+                    "CORS_ORIGINS",
+                    f"{entry!r} is no origin",
+                    "write scheme, host and, if it is not the usual one, port, and nothing else: "
+                    "https://app.example.com; each origin has to be named",
+                )
+
+    @property
+    def ports(self) -> list[int]:
+        """All ports, the pages' own first."""
+        return list(dict.fromkeys([self.web_port, *map(int, _parts(self.web_extra_ports))]))
+
+    @cached_property
+    def anonymous(self) -> list[IPv4Network | IPv6Network]:
+        """Whose programs need no API key for the old endpoints."""
+        return [ip_network(entry) for entry in _parts(self.legacy_anonymous_cidrs)]
+
+    @property
+    def origins(self) -> list[str]:
+        """Whose pages may use the HTTP API."""
+        return _parts(self.cors_origins)
+
     @property
     def flower(self) -> str | None:
         """Flower's address, without a slash at its end."""
         return self.flower_url.rstrip("/") if self.flower_url else None
 
     def trusted(self) -> list[str]:
-        return [entry.strip() for entry in self.trusted_proxies.split(",") if entry.strip()]
+        return _parts(self.trusted_proxies)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _wrong_network(text: str) -> str | None:
+    try:
+        network = ip_network(text)
+    except ValueError:
+        return "is no IP address or network"
+    if network.prefixlen == 0:
+        return "is everybody: a key would protect nothing"
+    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped:
+        return "is an IPv4 address in IPv6 form"
+    return None
+
+
+def _is_origin(text: str) -> bool:
+    """Whether it is what a browser sends as `Origin`; RFC 6454, section 6.2."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return False
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "*" in text:
+        return False
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    usual = {"http": 80, "https": 443}[parts.scheme]
+    return text == f"{parts.scheme}://{host}" + (f":{port}" if port not in {None, usual} else "")
 
 
 def _is_base(url: str) -> bool:

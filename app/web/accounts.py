@@ -23,9 +23,11 @@ Role = Literal["viewer", "operator"]
 ROLES: tuple[Role, ...] = ("viewer", "operator")
 SCOPES = {
     "badge": "how many incidents there are",
+    "metrics": "the numbers for Prometheus",
     "read": "what a viewer sees",
+    "transcribe": "have recordings transcribed (POST /fetch-and-transcribe)",
+    "analyze": "have time blocks analysed (POST /analyze-timeblock)",
     "operate": "what an operator may do, too",
-    "transcribe": "ask for transcriptions",
 }
 
 # Tries of one account, and from one address, within the window; then it has to pass.

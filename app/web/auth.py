@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, HTTPException, Request, Response
+from fastapi import Depends, HTTPException, Request, Response, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi.security.http import HTTPAuthorizationCredentials
 
 from app.web.accounts import KEY_PREFIX, Role
 from app.web.i18n import t
@@ -101,11 +103,15 @@ def identified(request: Request) -> User | None:
     return found
 
 
+def sent_token(request: Request) -> str:
+    """The API key or access token that a program shows; "": none."""
+    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+    return bearer.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "").strip()
+
+
 def _identify(request: Request) -> User | None:
     state = state_of(request)
-    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-    token = bearer.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "").strip()
-    if token:
+    if token := sent_token(request):
         state.rates.check(BAD_TOKENS, request)
         user = _of_key(state, token) if token.startswith(KEY_PREFIX) else _of_supabase(state, token)
         if user is None:
@@ -136,7 +142,27 @@ def _of_supabase(state: State, token: str) -> User | None:
 # --- dependencies -----------------------------------------------------------------------------------------------------
 
 
-def viewer(request: Request) -> User:
+_BEARER = HTTPBearer(
+    auto_error=False,
+    scheme_name="bearer",
+    description="an API key (`toban key add`), or an access token of Supabase Auth",
+)
+_KEY = APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="key", description="an API key")
+
+
+def shown(
+    _bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
+    _key: Annotated[str | None, Security(_KEY)],
+) -> None:
+    """What the OpenAPI document says of how to come in; who it is, is found out below."""
+
+
+def known(request: Request, _: Annotated[None, Depends(shown)] = None) -> User:
+    """Whoever is signed in, or has an API key of any scope."""
+    return _somebody(request)
+
+
+def viewer(request: Request, _: Annotated[None, Depends(shown)] = None) -> User:
     """Whoever is signed in, or has an API key of the scope `read` or `operate`."""
     user = _somebody(request)
     if user.scopes is not None and not user.scopes & {"read", "operate"}:
@@ -155,7 +181,7 @@ def operator(request: Request) -> User:
 def api_key(scope: str) -> Callable[[Request], User]:
     """A dependency: an API key of this scope, or anybody who is signed in."""
 
-    def keyed(request: Request) -> User:
+    def keyed(request: Request, _: Annotated[None, Depends(shown)] = None) -> User:
         user = _somebody(request)
         if user.scopes is not None and scope not in user.scopes:
             raise HTTPException(403, t("This API key does not have the scope {scope}.", scope=scope))

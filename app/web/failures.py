@@ -13,7 +13,8 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Permanent, Refused, Transient
-from app.web.api import problems
+from app.web.api.problems import OLD_CONTRACT, PATHS, Problem, phrase
+from app.web.api.problems import invalid as invalid_values
 from app.web.auth import SignInNeeded
 from app.web.i18n import mark, t
 from app.web.reader import reader
@@ -37,15 +38,15 @@ TITLES = {
 
 def wants_page(request: Request) -> bool:
     """Whether a person asks, by a browser."""
-    return "text/html" in request.headers.get("accept", "") and not reader().path.startswith("/api/")
+    return "text/html" in request.headers.get("accept", "") and not reader().path.startswith(PATHS)
 
 
 def failure(request: Request, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """A page that says what is wrong, or `{"error": …}`."""
-    if reader().path.startswith(problems.PATHS):
-        return problems.Problem(status, problems.phrase(status), message, headers=headers).response()
-    if not wants_page(request):
+    """A page that says what is wrong, or for programs a problem."""
+    if reader().path.startswith(OLD_CONTRACT):
         return JSONResponse({"error": message}, status, headers)
+    if not wants_page(request):
+        return Problem(status, phrase(status), message, headers=headers).response()
     title = t(TITLES.get(status, TITLES[500 if status >= 500 else 400]))
     # Who asked has been found out already, or can't be now.
     response = render(
@@ -63,7 +64,11 @@ def failure(request: Request, status: int, message: str, headers: Mapping[str, s
 
 def away(request: Request, error: Exception) -> Response:
     log.warning("web.database_away", reason=str(error))
-    words = t("The database does not answer at the moment. This page tries again by itself.")
+    words = (
+        t("The database does not answer at the moment. This page tries again by itself.")
+        if wants_page(request)
+        else t("The database does not answer at the moment. Try again in {n} s.", n=RETRY_AFTER)
+    )
     return failure(request, 503, words, {"Retry-After": str(RETRY_AFTER)})
 
 
@@ -83,12 +88,21 @@ def sign_in(request: Request, _: Exception) -> Response:
     if wants_page(request):
         wanted = reader().path if request.method == "GET" and reader().path != "/" else None
         return redirect("/sign-in", next=wanted)
-    return JSONResponse({"error": "sign in first"}, 401, {"WWW-Authenticate": "Bearer"})
+    words = t("Sign in, or send an API key as `Authorization: Bearer …` or `X-API-Key: …`.")
+    return failure(request, 401, words, {"WWW-Authenticate": "Bearer"})
+
+
+def problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)  # noqa: S101 - what it is registered for
+    return failure(request, error.status, error.detail, error.headers) if wants_page(request) else error.response()
 
 
 def http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
-    words = {404: t("There is no such page."), 405: t("This page does not take such requests.")}
+    if wants_page(request):
+        words = {404: t("There is no such page."), 405: t("This page does not take such requests.")}
+    else:
+        words = {404: t("There is nothing at this path."), 405: t("This path does not take this method.")}
     standard = error.detail in {"Not Found", "Method Not Allowed"}
     message = words.get(error.status_code, error.detail) if standard else error.detail
     headers = {"Allow": ", ".join(sorted(_methods(request)))} if error.status_code == 405 else error.headers
@@ -107,10 +121,19 @@ def _methods(request: Request) -> set[str]:
 
 def invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
-    if reader().path.startswith(problems.PATHS):
-        return problems.invalid(error.errors()).response()
+    if not wants_page(request):
+        return unreadable(request, error).response()
     names = sorted({str(detail["loc"][-1]) for detail in error.errors() if detail["loc"]})
     return failure(request, 422, t("These values are missing or can't be read: {names}", names=", ".join(names)))
+
+
+def unreadable(request: Request, error: RequestValidationError) -> Problem:
+    found = error.errors()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if any(tuple(detail["loc"]) == ("body",) for detail in found) and kind not in {"", "application/json"}:
+        words = "send JSON, with `Content-Type: application/json`"
+        return Problem(415, phrase(415), words, headers={"Accept": "application/json"})
+    return invalid_values(found)
 
 
 class Calm:
@@ -139,7 +162,7 @@ class Calm:
 
 
 def install(app: FastAPI) -> None:
-    problems.install(app)
+    app.add_exception_handler(Problem, problem)
     app.add_exception_handler(Transient, away)
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(Permanent, broken)

@@ -32,9 +32,9 @@ FIXED = {
 }
 
 
-def policy(media: Iterable[str] = ()) -> str:
-    """The content security policy; `media`: origins that audio may come from, beside our own."""
-    parts = {**POLICY, "media-src": " ".join(["'self'", *media])}
+def policy(media: Iterable[str] = (), images: Iterable[str] = ()) -> str:
+    """The content security policy; `media`, `images`: where sound and pictures may come from, beside our own origin."""
+    parts = {**POLICY, "media-src": " ".join(["'self'", *media]), "img-src": " ".join(["'self'", *images])}
     return "; ".join(f"{name} {value}" for name, value in parts.items())
 
 

@@ -1,6 +1,7 @@
 """The web process: uvicorn before `create_app`."""
 
 import socket
+from collections.abc import Sequence
 
 import structlog
 import uvicorn
@@ -55,6 +56,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         app = self.config.app
         if isinstance(app, FastAPI):
+            app.state.toban.analyses.end()
             app.state.toban.batches.end()
         await super().shutdown(sockets)
 
@@ -66,15 +68,15 @@ def build_server(services: Services) -> uvicorn.Server:
         access_log=False,  # addresses of one-time links would be in it
         server_header=False,
         root_path=services.settings.web.root_path,
-        proxy_headers=True,
-        forwarded_allow_ips=services.settings.web.trusted() or "",
+        proxy_headers=False,  # app/web/proxies.py does that
         timeout_graceful_shutdown=5,
         limit_concurrency=1000,
     )
     return Server(config)
 
 
-def serve(services: Services, own: socket.socket) -> None:
-    """Answer until SIGTERM or Ctrl-C."""
-    log.info("web.start", address=address(services.settings.web, own.getsockname()[1]))
-    build_server(services).run(sockets=[own])
+def serve(services: Services, sockets: Sequence[socket.socket]) -> None:
+    """Answer at all of them until SIGTERM or Ctrl-C."""
+    ports = [own.getsockname()[1] for own in sockets]
+    log.info("web.start", address=address(services.settings.web, ports[0]), ports=ports)
+    build_server(services).run(sockets=list(sockets))

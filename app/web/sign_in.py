@@ -3,12 +3,14 @@
 from typing import Annotated
 
 import structlog
-from fastapi import APIRouter, Form, Request
+from fastapi import APIRouter, Depends, Form, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Field
 
 from app.errors import Refused
-from app.web.accounts import SHORTEST_PASSWORD, Wait
-from app.web.auth import Viewer, end_session, identified, start_session
+from app.web.accounts import SHORTEST_PASSWORD, Role, Wait
+from app.web.api.problems import Problem, errors
+from app.web.auth import Viewer, end_session, identified, shown, start_session
 from app.web.i18n import duration, t
 from app.web.rates import BAD_TOKENS, address
 from app.web.render import own_path, redirect, render
@@ -96,21 +98,25 @@ def welcome(
     return response
 
 
-@tokens.post("/api/session")
-def exchange(request: Request) -> Response:
+class Session(BaseModel):
+    name: str = Field(examples=["mika@example.com"])
+    role: Role
+
+
+@tokens.post("/api/session", response_model=Session, tags=["sign-in"], responses=errors(common=(401, 429, 500, 503)))
+def exchange(request: Request, _: Annotated[None, Depends(shown)] = None) -> Response:
     """An access token of Supabase Auth (`Authorization: Bearer …`) becomes a session, as long as the token lasts.
 
     No other site can send this header from a reader's browser, so no form's token is needed.
     """
     state = state_of(request)
     state.rates.check(BAD_TOKENS, request)
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    scheme, _space, token = request.headers.get("authorization", "").partition(" ")
     guest = state.supabase.guest(token.strip()) if scheme.lower() == "bearer" and state.supabase.on else None
     if guest is None:
         state.rates.count(BAD_TOKENS, request)
-        return JSONResponse(
-            {"error": "no access token of a person with a role here"}, 401, {"WWW-Authenticate": "Bearer"}
-        )
+        words = "send the access token of a person who has a role here, as `Authorization: Bearer …`"
+        raise Problem(401, "Unauthorized", words, headers={"WWW-Authenticate": "Bearer"})
     seconds = guest.seconds()
     session = state.accounts.open(seconds=seconds, guest=guest.name, role=guest.role)
     response = JSONResponse({"name": guest.name, "role": guest.role})

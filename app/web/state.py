@@ -13,13 +13,19 @@ from app.web.signing import Signing
 from app.web.supabase_auth import SupabaseAuth
 
 if TYPE_CHECKING:
+    from app.web.api.waiting import Waiting
     from app.web.batches import Batches
     from app.web.events import Events
+    from app.web.health import Ready
+    from app.web.wakes import Wakes
 
 
 @dataclass(frozen=True)
 class State:
-    """Made once by `create_app`; nothing in it connects before its first use."""
+    """Made once by `create_app`; nothing in it connects before its first use.
+
+    `analyses`: the blocks that requests wait for.
+    """
 
     services: Services
     accounts: Accounts
@@ -27,6 +33,9 @@ class State:
     supabase: SupabaseAuth
     rates: Rates
     events: "Events"
+    ready: "Ready"
+    wakes: "Wakes"
+    analyses: "Waiting"
     batches: "Batches"
 
     @property

@@ -36,6 +36,8 @@ truncate public.work_items, public.runs, public.run_results, public.jobs, public
 truncate public.job_watch, public.job_reports, public.beats, public.queue_watch, public.incidents, public.alerts,
   public.alert_channels, public.audit_log, public.monitor_state, public.source_modes, public.shadow_rows,
   public.work_collisions restart identity cascade;
+truncate public.metric_events, public.metric_counts, public.metric_snapshot;
+truncate public.analysis_requests;
 truncate public.web_users, public.web_sessions, public.web_links, public.web_keys, public.web_tries, public.web_secrets;
 """
 

@@ -12,10 +12,11 @@ from tests.support.servers import PostgREST, free_port, key_of, wait_for
 
 OURS = ["work_items", "toban_sources", "jobs", "runs", "run_results", "workers", "transcripts", "saved_parts",
         "queue_holds", "llm_calls", "llm_days", "prompted_blocks", "llm_batches", "llm_batch_items", "work_attempts",
-        "batch_requests", "batch_request_items",
+        "analysis_requests", "batch_requests", "batch_request_items",
         "job_watch", "job_reports", "beats", "queue_watch",
         "source_modes", "shadow_rows", "work_collisions",
         "incidents", "alerts", "alert_channels", "audit_log", "monitor_state",
+        "metric_events", "metric_counts", "metric_snapshot",
         "web_users", "web_sessions", "web_links", "web_keys", "web_tries", "web_secrets"]  # fmt: skip
 # Made by the migrations in a database that has none.
 APPS = ["job_status", "audio_files", "vibe_whisper", "dashboard"]

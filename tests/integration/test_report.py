@@ -125,7 +125,7 @@ def test_a_body_that_is_too_large(database: Database) -> None:
     assert handle(database, SECRET, HEADERS, b"x" * (MAX_BODY + 1)) == (413, {"error": "Request body too large"})
 
 
-def test_a_database_that_is_away_or_refuses(database: Database) -> None:
+def test_a_database_that_is_away_and_a_value_that_it_would_refuse(database: Database) -> None:
     class Away:
         def call(self, function: str, **params: object) -> Any:
             raise Transient("the database is away")
@@ -135,7 +135,7 @@ def test_a_database_that_is_away_or_refuses(database: Database) -> None:
 
     failed = (500, {"error": "Failed to update job status"})
     assert handle(Away(), SECRET, HEADERS, json.dumps(REPORT).encode()) == failed
-    assert send(database, REPORT, tool_id="no uuid") == failed
+    assert send(database, REPORT, tool_id="no uuid") == (400, {"error": "tool_id must be a UUID"})
 
 
 @pytest.mark.parametrize(

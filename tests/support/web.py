@@ -20,12 +20,22 @@ PASSWORD = "a-long-enough-password"
 HTML = {"Accept": "text/html"}
 
 
-def settings_for(database_url: str, audio: Path, *, portal: Mapping[str, Any] | None = None, **web: Any) -> Settings:
-    """`portal`: settings of that group; `web`: of the group `Web`."""
+def settings_for(
+    database_url: str,
+    audio: Path,
+    *,
+    portal: Mapping[str, Any] | None = None,
+    gpt: Mapping[str, Any] | None = None,
+    broker: str | None = None,
+    **web: Any,
+) -> Settings:
+    """`portal`, `gpt`: settings of these groups; `broker`: its address; `web`: settings of the group `Web`."""
     values: dict[str, dict[str, Any]] = {
+        "broker": {"url": broker} if broker else {},
         "database": {"database_url": database_url},
         "audio": {"audio_folder": str(audio)},
         "portal": dict(portal or {}),
+        "gpt": dict(gpt or {}),
         "web": {"web_secret_key": "k" * 40, **web},
     }
     return Settings(**{name: group(_env_file=None, **values.get(name, {})) for name, group in GROUPS.items()})

@@ -4,13 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
-from pydantic import ByteSize
+from pydantic import ByteSize, SecretStr
 
 from app import doctor
 from app.audio import store
-from app.doctor import speech
+from app.doctor import ledger, speech
 from app.errors import Permanent, Transient
-from app.settings import Audio, Whisper
+from app.settings import Audio, Database, Whisper
 from tests.support.servers import ROOT
 
 
@@ -58,3 +58,16 @@ def test_recordings_that_cannot_be_reached_have_a_remedy(
     (finding,) = speech.recordings(Audio(s3_bucket_name="vault"))
     assert (finding.level, finding.code) == ("FAIL", "D501")
     assert remedy in finding.remedy
+
+
+def test_whether_new_rows_start_at_once() -> None:
+    direct = Database(database_url=SecretStr("postgresql://u@h/d"))
+    rest = Database(database_url=None, supabase_url="https://p.supabase.co")
+    for settings, listening, level, words in (
+        (direct, True, "OK", "at once"),
+        (direct, False, "WARN", "next tick"),
+        (rest, False, "OK", "DATABASE_LISTEN_URL"),
+    ):
+        (finding,) = ledger.wakes(settings, {"listening": listening})
+        assert (finding.level, finding.code) == (level, "D405")
+        assert words in finding.what

@@ -262,6 +262,45 @@ def test_the_reference_is_up_to_date(path: str) -> None:
     assert (ROOT / path).read_text(encoding="utf-8") == reference.FILES[path]()
 
 
+def test_the_api_is_closed_by_default(env: pytest.MonkeyPatch) -> None:
+    web = loaded(env).web
+    assert (web.ports, web.anonymous, web.origins) == ([8000], [], [])
+
+
+def test_the_settings_of_the_api(env: pytest.MonkeyPatch) -> None:
+    web = loaded(
+        env,
+        WEB_EXTRA_PORTS="8001, 8002,8000",
+        ROOT_PATH="/vibe-transcriber/",
+        LEGACY_ANONYMOUS_CIDRS="172.18.0.0/16, ::1",
+        CORS_ORIGINS="https://app.example.com,http://localhost:3000",
+    ).web
+    assert web.ports == [8000, 8001, 8002]
+    assert web.root_path == "/vibe-transcriber"
+    assert [str(network) for network in web.anonymous] == ["172.18.0.0/16", "::1/128"]
+    assert web.origins == ["https://app.example.com", "http://localhost:3000"]
+
+
+@pytest.mark.parametrize(
+    ("code", "setting", "values"),
+    [
+        ("E050", "WEB_EXTRA_PORTS", ["80a", "0", "65536", "8001 8002", "٨٠٠١", "-1"]),
+        ("E051", "LEGACY_ANONYMOUS_CIDRS", ["10.0.0.1/8", "0.0.0.0/0", "::/0", "x", "*", "::ffff:10.0.0.0/104"]),
+        (
+            "E052",
+            "CORS_ORIGINS",
+            ["*", "null", "https://*.example.com", "app.example.com", "https://app.example.com/", "https://a@b.com",
+             "https://app.example.com:443", "HTTPS://app.example.com", "ftp://x", "https://x:port"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_would_open_the_api_by_mistake(
+    env: pytest.MonkeyPatch, code: str, setting: str, values: list[str]
+) -> None:
+    for value in values:
+        assert problems(env, **{setting: f"{value}"}) == {code: setting}, value
+
+
 def test_every_problem_code_is_explained() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in Path(settings.__file__).parent.glob("*.py"))
     assert set(re.findall(r'"(E\d{3})"', source)) == reference.CODES.keys()

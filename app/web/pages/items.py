@@ -5,6 +5,7 @@ from datetime import datetime
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from app import tracing
 from app.web.pages.common import Json, call, device_zone, modes, note, path, queues
 from app.web.pages.recordings import moment_of
 from app.web.render import render, url
@@ -25,6 +26,8 @@ def item(request: Request, source: str, key: str, done: str = "") -> Response:
     )
     if found["item"]["state"] == "pending" and modes(request).get(source, {}).get("mode") == "shadow":
         found["why"] = [{"code": "shadow"}]
+    asked = found["item"]["params"]
+    found["item"]["params"] = {name: asked[name] for name in asked if name not in {tracing.PARENT, tracing.EARLIER}}
     return render(
         request,
         "item.html",

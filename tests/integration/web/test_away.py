@@ -1,37 +1,18 @@
 """The database is away: a calm page, and everything goes on by itself when it is back."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import psycopg
 import pytest
-from psycopg import sql
 
+from tests.support.away import away
 from tests.support.servers import Postgres, wait_for
 from tests.support.web import PASSWORD, Site
-
-
-@contextmanager
-def away(postgres: Postgres, site: Site) -> Iterator[None]:
-    """Nobody gets into the site's database, and whoever is in is thrown out."""
-    url = site.services.settings.database.database_url
-    assert url
-    name = psycopg.conninfo.conninfo_to_dict(url.get_secret_value())["dbname"]
-    allow = sql.SQL("alter database {} allow_connections {}")
-    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
-        connection.execute(allow.format(sql.Identifier(str(name)), sql.SQL("false")))
-        connection.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name])
-        try:
-            yield
-        finally:
-            connection.execute(allow.format(sql.Identifier(str(name)), sql.SQL("true")))
 
 
 def test_the_database_goes_away_and_comes_back(site: Site, postgres: Postgres) -> None:
     browser, stranger = site.signed_in(), site.browser()
     form = {"csrf": stranger.csrf("/sign-in"), "name": "olga", "password": PASSWORD}
-    assert site.browser().get("/health/ready").status_code == 200
+    assert site.browser().get("/health/ready?need=database").status_code == 200
     with away(postgres, site):
         for _ in range(2):
             answer = browser.get("/incidents")
@@ -44,14 +25,14 @@ def test_the_database_goes_away_and_comes_back(site: Site, postgres: Postgres) -
         assert "データベースが応答していません" in browser.get("/incidents", headers={"Accept-Language": "ja"}).text
         program = site.browser({"Accept": "application/json", "X-API-Key": "toban_x"})
         assert program.get("/badge.json").status_code == 503
-        assert "error" in program.get("/badge.json").json()
+        assert "database does not answer" in program.get("/badge.json").json()["detail"]
         assert stranger.post("/sign-in", data=form).status_code == 503
         assert stranger.get("/sign-in").status_code == 200, "what needs no database is there"
         assert site.browser().get("/health/live").status_code == 200
-        assert site.browser().get("/health/ready").status_code == 503
+        assert site.browser().get("/health/ready?need=database").status_code == 503
     wait_for(lambda: browser.get("/incidents").status_code == 200, "the pages")
     assert stranger.post("/sign-in", data=form).status_code == 303
-    assert site.browser().get("/health/ready").status_code == 200
+    wait_for(lambda: site.browser().get("/health/ready?need=database").status_code == 200, "the readiness")
 
 
 def test_a_broken_page_is_calm_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +48,7 @@ def test_a_broken_page_is_calm_too(site: Site, monkeypatch: pytest.MonkeyPatch) 
     assert "Something went wrong" in answer.text
     assert "secret detail" not in answer.text
     assert "default-src 'none'" in answer.headers["content-security-policy"]
-    assert site.browser({}).get("/badge.json", headers={"X-API-Key": "toban_x"}).json()["error"]
+    assert site.browser({}).get("/badge.json", headers={"X-API-Key": "toban_x"}).json()["detail"]
 
 
 def test_what_the_database_refuses_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

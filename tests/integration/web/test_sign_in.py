@@ -227,7 +227,7 @@ def test_a_forged_cookie_opens_nothing(site: Site) -> None:
     browser = site.signed_in()
     good = browser.cookies["toban_session"]
     token, _, signature = good.rpartition(".")
-    bad = [token, f"{token}.", f"{token}x.{signature}", f"{token}.{signature[:-1]}x", "", "x" * 5000, f"{good}é"]
+    bad = [token, f"{token}.", f"{token}x.{signature}", f"{token}.{signature[::-1]}", "", "x" * 5000, f"{good}é"]
     for cookie in bad:
         headers = {b"Cookie": f"toban_session={cookie}".encode("latin-1")}
         assert site.browser().get("/incidents", headers=headers).status_code == 303, cookie
