@@ -88,9 +88,11 @@ def _rows(health: Health) -> Part:
 
 def own_beat(health: Health) -> Part:
     """The beat of this machine or container."""
-    ticks = [beat["tick"] for beat in health["beats"] if beat["node"] == gethostname() and _lives(beat["pid"])]
+    mine = [beat for beat in health["beats"] if beat["node"] == gethostname()]
+    ticks = [beat["tick"] for beat in mine if _lives(beat["pid"])]
     if not ticks:
-        return Part(False, "no beat of this machine has ticked since it started")
+        gone = f"this machine's beat is gone; it ticked {duration(mine[0]['tick'])} ago" if mine else None
+        return Part(False, gone or "no beat of this machine has ever ticked")
     if min(ticks) > tick_patience():
         return Part(False, f"the last tick of this machine's beat that the broker took was {duration(min(ticks))} ago")
     return Part(True, f"this machine's beat ticked {duration(min(ticks))} ago")

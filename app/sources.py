@@ -65,10 +65,14 @@ class Registry:
     def __getitem__(self, name: str) -> Source:
         return self.sources[name]
 
-    def of_queue(self, queues: Collection[str]) -> list[Source]:
+    def dispatched(self) -> set[str]:
         """Those that have a dispatcher, which looks after their shadows too."""
-        sources = (source for source in self.sources.values() if not source.name.startswith(SHADOW))
-        return [source for source in sources if source.queue in queues]
+        return {name for name in self.sources if not name.startswith(SHADOW)}
+
+    def of_queue(self, queues: Collection[str]) -> list[Source]:
+        """Those of `dispatched` whose work is in one of the queues."""
+        names = self.dispatched()
+        return [source for name, source in self.sources.items() if name in names and source.queue in queues]
 
 
 registry = Registry()

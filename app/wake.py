@@ -53,6 +53,6 @@ def listen(services: Services, send: Send, stop: threading.Event) -> None:
     url = services.settings.database.listen_url()
     if url is None or not services.settings.ledger.listen:
         return
-    from app.database.listener import Listener  # a library of 0.3 s, which the REST API needs none of
+    from app.listener import Listener  # a library of 0.3 s, which the REST API needs none of
 
     Listener(services, send, url).run(stop)

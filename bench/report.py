@@ -152,24 +152,6 @@ def _analysis(results: Mapping[str, Figures], _: str) -> str:
     return _table(("", "rows completed", "calls", "paid calls for each", "refused for their pace"), rows)
 
 
-def _day(results: Mapping[str, Figures], _: str) -> str:
-    of = results["day"]
-    states = ", ".join(f"{count} {state}" for state, count in of["states"].items())
-    rows = [
-        ("recordings", f"{of['files']}, {of['hours']:.0f} h in all"),
-        ("model", f"random weights of the size {of['size']}"),
-        ("limit, which the kernel enforces", f"{of['limit_mb']} MB"),
-        ("plan", of["plan"]),
-        ("they became", f"{states}; {of['tries']} tries at most"),
-        ("highest memory of the whole worker", f"{of['peak_mb']} MB"),
-        ("highest of the control group, with the files it read", f"{of['group_peak_mb']} MB"),
-        ("processes that the kernel killed", str(of["killed_by_kernel"])),
-        ("children that worked", str(of["children"])),
-        ("time", f"{of['seconds'] / 60:.0f} minutes, {of['times_real_time']:.0f} × real time"),
-    ]
-    return _table(("", ""), rows).replace("---:", "---")
-
-
 def _wake(results: Mapping[str, Figures], _: str) -> str:
     """How soon a row starts, and what telling costs."""
     of = results["wake"]
@@ -190,6 +172,24 @@ def _wake(results: Mapping[str, Figures], _: str) -> str:
 
 def _milliseconds(value: float) -> str:
     return f"{value / 1000:.1f} s" if value >= 1000 else f"{value:.0f} ms"
+
+
+def _day(results: Mapping[str, Figures], _: str) -> str:
+    of = results["day"]
+    states = ", ".join(f"{count} {state}" for state, count in of["states"].items())
+    rows = [
+        ("recordings", f"{of['files']}, {of['hours']:.0f} h in all"),
+        ("model", f"random weights of the size {of['size']}"),
+        ("limit, which the kernel enforces", f"{of['limit_mb']} MB"),
+        ("plan", of["plan"]),
+        ("they became", f"{states}; {of['tries']} tries at most"),
+        ("highest memory of the whole worker", f"{of['peak_mb']} MB"),
+        ("highest of the control group, with the files it read", f"{of['group_peak_mb']} MB"),
+        ("processes that the kernel killed", str(of["killed_by_kernel"])),
+        ("children that worked", str(of["children"])),
+        ("time", f"{of['seconds'] / 60:.0f} minutes, {of['times_real_time']:.0f} × real time"),
+    ]
+    return _table(("", ""), rows).replace("---:", "---")
 
 
 TABLES: Mapping[str, Callable[[Mapping[str, Figures], str], str]] = {

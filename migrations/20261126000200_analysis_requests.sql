@@ -199,10 +199,14 @@ begin
     end if;
   end if;
   select * into strict s from public.toban_sources where source = 'analysis';
-  -- The row, then its item.
+  -- Those who ask for one block come one after the other. Then the row, then its item: that of a row that was not there
+  -- a moment ago must not be locked before the row.
+  perform pg_advisory_xact_lock(hashtextextended('toban:ask:' || v_key, 0));
   select d.* into r from public.dashboard d, jsonb_populate_record(null::public.dashboard, p) x
     where d.device_id = x.device_id and d.date = x.date and d.time_block = x.time_block for update of d;
-  select * into w from public.work_items where source = 'analysis' and key = v_key for update;
+  if found then
+    select * into w from public.work_items where source = 'analysis' and key = v_key for update;
+  end if;
   v_batch := (select i.batch_id from public.llm_batch_items i where i.item_id = w.id and i.token = w.token limit 1);
   if r.status = s.pending_value and r.prompt = p ->> 'prompt' and v_batch is null
      and (w.state in ('pending', 'queued') or w.state = 'processing' and w.revision = w.started_revision) then

@@ -68,8 +68,8 @@ def rows(settings: Database) -> Findings:
             "set the clock by NTP on both",
         )
     yield from work(status, health, now)
-    yield from wakes(settings, health)
     yield from side_by_side(modes)
+    yield from wakes(settings, health)
 
 
 def work(status: Status, health: Health, now: datetime) -> Findings:
@@ -97,6 +97,19 @@ def work(status: Status, health: Health, now: datetime) -> Findings:
             yield Finding("WARN", "D404", f"{source['source']}: {source['failed']} rows have failed", remedy)
 
 
+def side_by_side(modes: list[Mode]) -> Findings:
+    """Sources that another system works on too."""
+    for mode in modes:
+        source = mode["source"]
+        if mode["mode"] == "shadow":
+            yield Finding("OK", "D405", f"{source} is in shadow mode, by {mode['by']}: Toban only follows")
+        if mode["collisions"]:
+            what = (
+                f"{source}: {mode['collisions']} rows were completed twice within 24 h, by Toban and by somebody else"
+            )
+            yield Finding("WARN", "D406", what, f"switch the old cron off, or `toban rollback {source}`")
+
+
 def wakes(settings: Database, health: Health) -> Findings:
     """Whether new rows start at once."""
     if health["listening"]:
@@ -116,16 +129,3 @@ def wakes(settings: Database, health: Health) -> Findings:
             "start a worker or beat. Behind a transaction pooler set DATABASE_LISTEN_URL to a direct connection or a "
             "session pooler. With TOBAN_LISTEN=false: ignore this",
         )
-
-
-def side_by_side(modes: list[Mode]) -> Findings:
-    """Sources that another system works on too."""
-    for mode in modes:
-        source = mode["source"]
-        if mode["mode"] == "shadow":
-            yield Finding("OK", "D405", f"{source} is in shadow mode, by {mode['by']}: Toban only follows")
-        if mode["collisions"]:
-            what = (
-                f"{source}: {mode['collisions']} rows were completed twice within 24 h, by Toban and by somebody else"
-            )
-            yield Finding("WARN", "D406", what, f"switch the old cron off, or `toban rollback {source}`")

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from app.database import listener
+from app import listener
 from app.errors import Transient
 from app.ledger import Claimed
 from app.services import Services, build_services

@@ -69,5 +69,5 @@ def test_whether_new_rows_start_at_once() -> None:
         (rest, False, "OK", "DATABASE_LISTEN_URL"),
     ):
         (finding,) = ledger.wakes(settings, {"listening": listening})
-        assert (finding.level, finding.code) == (level, "D405")
+        assert (finding.level, finding.code) == (level, "D407")
         assert words in finding.what

@@ -229,7 +229,7 @@ async def analyze(
     left = began + seconds - time.monotonic()
     found = await state.analyses.until(request, {"key": told["key"], "prompt": digest}, settled, left)
     headers = {"Preference-Applied": applied} if applied else {}
-    if found is not None and (problem := trouble(found)):
+    if found is not None and settled(found, time.monotonic() - began) and (problem := trouble(found)):
         raise problem
     if found is not None and found["state"] == "completed":
         return JSONResponse(_told(values, found), headers=headers)

@@ -27,6 +27,11 @@ TOLERANCE = 300
 # How long a request waits for its look, and when a caller whose look failed may try again, seconds.
 PATIENCE, RETRY_AFTER = 4.0, "10"
 
+UNAUTHORIZED = (
+    "send WAKE_SECRET as `Authorization: Bearer …` or `X-Toban-Wake-Secret: …`, or sign with it after Standard Webhooks"
+)
+NO_SUCH = "there is no such source; the sources are"
+AWAY = "the broker or the database can't be used at the moment; nothing is lost: the row waits for the next tick"
 # What Supabase sends. Nothing of it is read, so nothing of it has to be true.
 EXAMPLE = {
     "type": "INSERT",
@@ -59,7 +64,7 @@ class Woken(BaseModel):
         Depends(APIKeyHeader(name="X-Toban-Wake-Secret", scheme_name="WakeSecret", auto_error=False)),
         Depends(HTTPBearer(scheme_name="WakeBearer", description="WAKE_SECRET", auto_error=False)),
     ],
-    responses=errors(401, 404, 413, 429, 503, common=()),
+    responses=errors(401, 404, 413, 429, 503, common=(), _401=UNAUTHORIZED, _404=f"{NO_SUCH} transcription", _503=AWAY),
     openapi_extra={
         "requestBody": {
             "description": "Whatever the webhook sends, such as Supabase's; it is not read. At most 1 MiB.",
@@ -77,9 +82,9 @@ async def wake(request: Request, source: Annotated[str, Path(examples=["transcri
     state = state_of(request)
     await _check(state, request)
     await run_in_threadpool(load_sources, state.settings.ledger)
-    if source not in registry.sources:
-        names = ", ".join(sorted(registry.sources))
-        raise Problem(404, "Not Found", f"there is no such source; the sources are {names}", code="unknown_source")
+    known = registry.dispatched()
+    if source not in known:
+        raise Problem(404, "Not Found", f"{NO_SUCH} {', '.join(sorted(known))}", code="unknown_source")
     here, mine = state.wakes.ask(source)
     if not mine:
         if here.failing:
@@ -95,8 +100,7 @@ async def wake(request: Request, source: Annotated[str, Path(examples=["transcri
 
 
 def _away() -> Problem:
-    detail = "the broker or the database can't be used at the moment; nothing is lost: the row waits for the next tick"
-    return Problem(503, "Service Unavailable", detail, code="away", headers={"Retry-After": RETRY_AFTER})
+    return Problem(503, "Service Unavailable", AWAY, code="away", headers={"Retry-After": RETRY_AFTER})
 
 
 async def _check(state: State, request: Request) -> None:
@@ -110,11 +114,7 @@ async def _check(state: State, request: Request) -> None:
     body = await request.body()
     if not (_shown(secret, request.headers) or _signed(secret, request.headers, body)):
         state.rates.count(BAD_TOKENS, request)
-        detail = (
-            "send WAKE_SECRET as `Authorization: Bearer …` or `X-Toban-Wake-Secret: …`, or sign with it after Standard "
-            "Webhooks"
-        )
-        raise Problem(401, "Unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
+        raise Problem(401, "Unauthorized", UNAUTHORIZED, headers={"WWW-Authenticate": "Bearer"})
 
 
 def _shown(secret: SecretStr, headers: Mapping[str, str]) -> bool:

@@ -227,6 +227,8 @@ def test_what_keeps_it_from_being_taken(hands: Hands, program: httpx.Client, api
 
 
 def test_without_a_worker(hands: Hands, program: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    early = ask(program, query="?wait=1")
+    assert (early.status_code, [one["code"] for one in early.json()["waits_for"]]) == (202, ["no_worker"])
     monkeypatch.setattr("app.web.api.analysis.GRACE", 1.0)
     answer = ask(program)
     assert code(answer) == (503, "no_worker")
@@ -237,6 +239,15 @@ def test_without_a_worker(hands: Hands, program: httpx.Client, monkeypatch: pyte
         waiting = pool.submit(ask, program)
         hands.listen()
         assert waiting.result().status_code == 200
+
+
+def test_in_shadow_mode_nothing_is_written(hands: Hands, program: httpx.Client, api: Site) -> None:
+    api.services.database.call("toban_set_mode", source="analysis", mode="shadow", who="olga")
+    try:
+        assert code(ask(program)) == (503, "shadow")
+        assert sql(api, "select 1 from dashboard") == []
+    finally:
+        api.services.database.call("toban_set_mode", source="analysis", mode="live", who="olga")
 
 
 def test_a_row_that_is_withdrawn(hands: Hands, program: httpx.Client, api: Site) -> None:

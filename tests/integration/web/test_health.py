@@ -10,8 +10,9 @@ import pytest
 
 from app.web import health
 from beat_schedule import timetable
+from tests.support.away import away
 from tests.support.servers import Postgres, Redis, wait_for
-from tests.support.web import Site, away
+from tests.support.web import Site
 
 OpenSite = Callable[..., Site]
 

@@ -103,4 +103,5 @@ def run(file: Path, site: Site, key: str) -> subprocess.CompletedProcess[str]:
         "--max-examples", "5", "--generation-deterministic",
         "--no-shrink", "--continue-on-failure", "--warnings", "off",
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    # (It leaves its cache where it runs.)
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, cwd=file.parent)

@@ -16,7 +16,7 @@ from app.database.postgres import CONNECTION
 from app.dispatch import Send
 from app.errors import TobanError
 from app.services import Services
-from app.sources import registry
+from app.sources import SHADOW, registry
 from app.wake import look, more_after, pause_after
 
 log = structlog.get_logger("toban.wake")
@@ -79,7 +79,7 @@ class Listener:
             self._follow(connection, stop)
 
     def _follow(self, connection: Connection, stop: threading.Event) -> None:
-        wanted = set(registry.sources)  # what began to wait while nobody listened
+        wanted = registry.dispatched()  # what began to wait while nobody listened
         rest = 0.0  # until when what is heard is collected
         while not stop.is_set():
             left = rest - time.monotonic()
@@ -87,8 +87,10 @@ class Listener:
                 rest = time.monotonic() + self._look(wanted)
                 continue
             timeout, most = (min(left, IDLE), None) if left > 0 else (IDLE, 1)
-            heard = {notify.payload for notify in connection.notifies(timeout=timeout, stop_after=most)}
-            wanted |= heard & registry.sources.keys()
+            heard = {
+                notify.payload.removeprefix(SHADOW) for notify in connection.notifies(timeout=timeout, stop_after=most)
+            }
+            wanted |= heard & registry.dispatched()
 
     def _look(self, wanted: set[str]) -> float:
         """Claim for the sources of `wanted`, and leave in it those that are to be looked at again.
