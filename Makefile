@@ -19,7 +19,7 @@ help:
 	@echo "make test         lint, types and tests; missing servers skip theirs (PYTEST_ARGS=…); .ci/run skips none"
 	@echo "make lint         lint and types"
 	@echo "make openai       the second speech engine too: openai-whisper with PyTorch"
-	@echo "make bench        how fast it is, beside what else there is: docs/performance.md (an hour)"
+	@echo "make bench        how fast it is, beside what else there is: docs/performance.md, docs/scale.md (an hour)"
 	@echo "make screenshots  pictures of every page, into docs/images/"
 	@echo "make chaos        kill real processes for a long time; nothing may be lost"
 
@@ -42,6 +42,7 @@ bench: .venv/.dev
 	@$(BIN)/python -m bench.ledger
 	@$(BIN)/python -m bench.wake
 	@$(BIN)/python -m bench.analysis
+	@$(BIN)/python -m bench.scale
 	@$(BIN)/python -m bench.overlap
 	@$(BIN)/python -m bench.speech
 	@$(BIN)/python -m bench.report

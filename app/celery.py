@@ -41,18 +41,22 @@ def configuration() -> dict[str, Any]:
         "task_acks_late": False,
         "worker_prefetch_multiplier": 1,
         "task_default_queue": "default",
+        "task_default_queue_type": settings.queue_type(),
         "task_routes": (route,),
         "task_create_missing_queues": True,
+        "task_create_missing_queue_type": settings.queue_type(),
         "task_ignore_result": False,
         "task_store_errors_even_if_ignored": True,
         "worker_send_task_events": True,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # RabbitMQ takes back what a worker holds behind a long recording, and closes the channel: one connects again.
+        "broker_channel_error_retry": True,
+        # Nothing of ours is acknowledged late, so nothing is cancelled; it keeps a page of advice out of the log.
+        "worker_cancel_long_running_tasks_on_connection_loss": True,
         # A broker that is away must not hold up a dispatcher: it gives the items back and the next tick tries again.
         "task_publish_retry_policy": {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 1},
-        "broker_transport_options": {"socket_connect_timeout": 5, "socket_timeout": 30, "socket_keepalive": True}
-        if url.startswith("redis")
-        else {},
+        **transport(url),
         "redis_socket_timeout": 30,
         "redis_socket_connect_timeout": 5,
         "redis_retry_on_timeout": True,
@@ -63,6 +67,23 @@ def configuration() -> dict[str, Any]:
         "worker_redirect_stdouts": False,
         "enable_utc": True,
         "timezone": "UTC",
+    }
+
+
+def transport(url: str) -> dict[str, Any]:
+    """What the broker's connections need, by its kind."""
+    if url.startswith("redis"):
+        return {
+            "broker_transport_options": {"socket_connect_timeout": 5, "socket_timeout": 30, "socket_keepalive": True}
+        }
+    if not url.startswith("amqp"):
+        return {}
+    return {
+        # A message counts as sent when the broker says that it has it, not when it is on its way.
+        "broker_transport_options": {"confirm_publish": True},
+        "broker_heartbeat": 30,
+        # The certificate has to be of the host in the address (None), not only of somebody whom one trusts.
+        "broker_use_ssl": {"server_hostname": None} if url.startswith("amqps") else False,
     }
 
 

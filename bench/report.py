@@ -1,4 +1,4 @@
-"""Writes what was measured into `docs/performance.md`, and draws it: `python -m bench.report`, or `make bench`.
+"""Writes what was measured into its pages, and draws it: `python -m bench.report`, or `make bench`.
 
 A table stands between `<!-- name -->` and `<!-- end -->`; everything else of the page is written by hand.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench/results"
-PAGE = ROOT / "docs/performance.md"
+PAGES = (ROOT / "docs/performance.md", ROOT / "docs/scale.md")
 IMAGES = ROOT / "docs/img"
 
 Figures = Mapping[str, Any]
@@ -26,6 +26,16 @@ NAMES = {
     "openai-greedy": "`whisper`, greedy",
     "openai": "`whisper` as it comes",
 }
+# The calls of a worker, as `bench.scale` names them.
+CALLS = {
+    "heartbeat": "heartbeat with one running item",
+    "claim_full": "claim that finds the queue full",
+    "claim_ten": "claim of ten items",
+    "start": "start",
+    "finish": "finish",
+    "report": "report of a job",
+    "look": "look of the monitor, where another one has just looked",
+}
 # Greys and colours that can be read on white and on black.
 _TEXT, _LINE, _BAR, _OWN = "#808890", "#8088904d", "#5b8fc9", "#d9822b"
 _LABEL, _WIDTH, _ROW, _HEAD = 210, 760, 26, 34  # pixels
@@ -33,7 +43,8 @@ _LABEL, _WIDTH, _ROW, _HEAD = 210, 760, 26, 34  # pixels
 
 def main() -> None:
     results = read()
-    PAGE.write_text(filled(PAGE.read_text("utf-8"), results), "utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text("utf-8"), results), "utf-8")
     IMAGES.mkdir(exist_ok=True)
     for name, drawing in drawings(results).items():
         (IMAGES / name).write_text(drawing, "utf-8")
@@ -152,6 +163,60 @@ def _analysis(results: Mapping[str, Figures], _: str) -> str:
     return _table(("", "rows completed", "calls", "paid calls for each", "refused for their pace"), rows)
 
 
+def _fleets(results: Mapping[str, Figures], _: str) -> str:
+    """What each call takes of PostgreSQL's processors, by the size of the fleet."""
+    fleets = results["scale"]["fleets"]
+    rows = [(words, *(f"{one['ms'][name]:.1f}" for one in fleets.values())) for name, words in CALLS.items()]
+    hot = [f"{100 * one['workers']['hot'] / one['workers']['updates']:.0f} %" for one in fleets.values()]
+    rows.append(("updates of `workers` that write no index", *hot))
+    return _table(("ms of a processor for a call", *(f"{int(size):,} workers" for size in fleets)), rows)
+
+
+def _load(results: Mapping[str, Figures], _: str) -> str:
+    """Computed: how much of one processor a fleet takes whose items take a minute each."""
+    rows = []
+    for size, one in results["scale"]["fleets"].items():
+        workers, ms = int(size), one["ms"]
+        shares = [
+            workers / 15 * ms["heartbeat"],
+            workers / 10 * ms["look"],
+            workers / 60 * (ms["start"] + ms["finish"] + max(ms["claim_ten"], ms["claim_full"]) + 2 * ms["report"]),
+        ]
+        calls = workers * (1 / 15 + 1 / 10 + 5 / 60)
+        rows.append((f"{workers:,}", f"{calls:.1f}", *(f"{share / 10:.1f} %" for share in [*shares, sum(shares)])))
+    return _table(("workers", "calls a second", "heartbeats", "looks of the monitor", "items", "of one core"), rows)
+
+
+def _history(results: Mapping[str, Figures], _: str) -> str:
+    of = results["scale"]["history"]
+    ours = results["scale"]["fleets"]["100"]["ms"]
+    rows = [(words, f"{ours[name]:.1f}", f"{of['ms'][name]:.1f}") for name, words in CALLS.items()]
+    told = (
+        f"A finished item takes {of['bytes_a_row']} bytes with its indexes. `toban status` looks at all of them and "
+        f"takes {of['status']} ms, the page of the work {of['work_page']} ms; to forget ten thousand takes "
+        f"{of['forget_ten_thousand']} ms."
+    )
+    heads = ("ms of a processor, 100 workers", "no finished item", f"{of['rows']:,} finished items")
+    return f"{_table(heads, rows)}\n\n{told}"
+
+
+def _rest(results: Mapping[str, Figures], _: str) -> str:
+    of = results["scale"]["rest"]
+    rows = [
+        (words, *(f"{of[f'{name}_{column}']:.1f}" for column in ("clock", "postgres", "postgrest")))
+        for name, words in (("direct", "`DATABASE_URL`"), ("rest", "`SUPABASE_URL`"))
+    ]
+    return _table(("ms for a heartbeat", "on the clock", "PostgreSQL's processor", "PostgREST's processor"), rows)
+
+
+def _messages(results: Mapping[str, Figures], _: str) -> str:
+    rows = [
+        (name, f"{one['sent_per_s']:,}", f"{one['ms']:.2f}", str(one["mb"]))
+        for name, one in results["scale"]["messages"].items()
+    ]
+    return _table(("", "sent a second, one after the other", "ms of its processor for a message", "MB"), rows)
+
+
 def _wake(results: Mapping[str, Figures], _: str) -> str:
     """How soon a row starts, and what telling costs."""
     of = results["wake"]
@@ -201,6 +266,11 @@ TABLES: Mapping[str, Callable[[Mapping[str, Figures], str], str]] = {
     "overlap": _overlap,
     "ledger": _ledger,
     "analysis": _analysis,
+    "fleets": _fleets,
+    "load": _load,
+    "history": _history,
+    "rest": _rest,
+    "messages": _messages,
     "wake": _wake,
 }
 

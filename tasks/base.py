@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from amqp.exceptions import AMQPError, MessageNacked
 from celery import Task
 from celery.exceptions import Ignore, Retry
 from celery.result import denied_join_result
@@ -103,7 +104,7 @@ def _publish(task: str, **options: Any) -> None:  # noqa: ANN401 - Celery's own
         # Nobody here waits for the result, so no channel of the result backend is listened to for it.
         with denied_join_result():
             app.send_task(task, **options)
-    except (OperationalError, OSError) as error:
+    except (OperationalError, AMQPError, MessageNacked, OSError) as error:
         raise Transient(f"the broker takes no messages: {error}") from error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.database.migrate import migrate
-from tests.support.servers import PgBouncer, Postgres, PostgREST, Redis, postgrest_binary, service_missing
+from tests.support.servers import PgBouncer, Postgres, PostgREST, RabbitMQ, Redis, postgrest_binary, service_missing
 from tests.support.speech import make_wav, spoken
 
 TEMPLATE = "toban_template"
@@ -100,6 +100,24 @@ def redis_server(_redis: Redis) -> Redis:
         _redis.start()
     _redis.flush()
     return _redis
+
+
+@pytest.fixture(scope="session")
+def _rabbitmq() -> Iterator[RabbitMQ]:
+    server = RabbitMQ(consumer_timeout=1)
+    try:
+        yield server.start()
+    except FileNotFoundError as error:
+        service_missing(str(error))
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def rabbitmq(_rabbitmq: RabbitMQ) -> RabbitMQ:
+    """RabbitMQ without a queue, impatient with who acknowledges nothing for 1 s; a test may restart it."""
+    _rabbitmq.forget()
+    return _rabbitmq
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ from celery.signals import (
     worker_shutting_down,
 )
 
+from app.celery import app
 from app.database import Database, open_database
 from app.errors import TobanError
 from app.settings import Settings, SettingsError, Whisper, load
@@ -33,6 +34,7 @@ from app.shadow import named
 from app.speech.memory import DoesNotFit, cores, plan
 from app.work import FRUGAL
 from workers import process, ticking
+from workers.broker import check_login
 
 log = structlog.get_logger("toban.worker")
 
@@ -44,6 +46,7 @@ def _check_worker(conf: Any, options: Mapping[str, Any], **_: object) -> None:  
     queues = asked.split(",") if isinstance(asked, str) else list(asked)
     process.worker.hears = "whisper" in queues
     settings = _check(audio=process.worker.hears)
+    check_login(app)
     if process.worker.hears:
         _size(settings.whisper, conf, options)
     elif "gpt" in queues and conf.worker_concurrency is None and not options.get("concurrency"):
@@ -53,6 +56,7 @@ def _check_worker(conf: Any, options: Mapping[str, Any], **_: object) -> None:  
 @beat_init.connect
 def _check_beat(**_: object) -> None:
     _check(audio=False)
+    check_login(app)
     ticking.start()
 
 

@@ -17,8 +17,10 @@ class Profile:
     concurrency: int | None = None
 
     def apply(self, app: Celery) -> None:
+        quorum = app.conf.task_create_missing_queue_type == "quorum"
+        arguments = {"x-queue-type": "quorum"} if quorum else None
         app.conf.update(
-            task_queues=[Queue(queue, routing_key=queue) for queue in self.queues],
+            task_queues=[Queue(queue, routing_key=queue, queue_arguments=arguments) for queue in self.queues],
             worker_pool=self.pool,
             worker_concurrency=self.concurrency,
         )

@@ -31,6 +31,10 @@ class Broker(Group):
         validation_alias=AliasChoices("CELERY_BROKER_URL", "REDIS_URL", "url"),
         description="Redis, Valkey or RabbitMQ; REDIS_URL is read too",
     )
+    rabbitmq_queue_type: Literal["classic", "quorum"] = Field(
+        "classic",
+        description="of the queues in a RabbitMQ: classic, or quorum where it is a cluster",
+    )
     celery_result_backend: SecretStr | None = Field(
         None,
         description="default: the broker, when it is a Redis, else none",
@@ -45,6 +49,10 @@ class Broker(Group):
             return self.celery_result_backend.get_secret_value()
         broker = self.url.get_secret_value()
         return broker if broker.startswith("redis") else None
+
+    def queue_type(self) -> Literal["classic", "quorum"]:
+        """Of the queues; another broker than RabbitMQ has one kind only."""
+        return self.rabbitmq_queue_type if scheme(self.url.get_secret_value()) in {"amqp", "amqps"} else "classic"
 
     def problems(self) -> Iterator[Problem]:
         for name, secret in (("CELERY_BROKER_URL", self.url), ("CELERY_RESULT_BACKEND", self.celery_result_backend)):

@@ -10,14 +10,18 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+import amqp
 import httpx
 import jwt
 import psycopg
 import pytest
+import trustme
 from filelock import FileLock
+from kombu import Connection
 from psycopg import sql
 
 ROOT = Path(__file__).parents[2]
@@ -88,13 +92,13 @@ class Process:
                 group=pwd.getpwnam(user).pw_gid if user else None,
             )
 
-    def wait_for(self, ready: Callable[[], bool], what: str) -> None:
+    def wait_for(self, ready: Callable[[], bool], what: str, seconds: float = 20) -> None:
         def ready_or_dead() -> bool:
             if (code := self.child.poll()) is not None:
                 raise RuntimeError(f"{what} ended with {code}: {self.log.read_text(errors='replace')[-2000:]}")
             return ready()
 
-        wait_for(ready_or_dead, what)
+        wait_for(ready_or_dead, what, seconds)
 
     def stop(self, seconds: float = 10) -> None:
         if self.child.poll() is None:
@@ -324,3 +328,101 @@ class Redis:
 
         with redis.Redis(port=self.port) as client:
             client.flushall()
+
+
+class RabbitMQ:
+    """RabbitMQ in a folder and on ports of its own, over AMQP and over TLS; what it was given survives a restart.
+
+    `consumer_timeout`: when it takes back messages that nobody has acknowledged, seconds.
+    """
+
+    def __init__(self, consumer_timeout: int) -> None:
+        self.port, self.tls_port = free_port(), free_port()
+        self.folder = Folder("toban-rabbit-")
+        self.authority = self.folder.path / "authority.pem"
+        self.process: Process | None = None
+        self._names: Process | None = None
+        self._consumer_timeout = consumer_timeout
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    @property
+    def tls_url(self) -> str:
+        return f"amqps://guest:guest@localhost:{self.tls_port}//"
+
+    def start(self) -> Self:
+        # Debian's /usr/sbin/rabbitmq-server becomes the user rabbitmq first, who may not write here.
+        binary = shutil.which("rabbitmq-server", path="/usr/lib/rabbitmq/bin") or shutil.which("rabbitmq-server")
+        if binary is None:
+            raise FileNotFoundError("no RabbitMQ; Debian's package rabbitmq-server has it")
+        if self._names is None:
+            self._prepare()
+        self.process = Process([binary], self.folder.path, env=self._environment)
+        self.process.wait_for(lambda: port_open(self.port) and port_open(self.tls_port), "RabbitMQ", 90)
+        return self
+
+    def _prepare(self) -> None:
+        """Its settings, its certificate, and the daemon in which Erlang looks up names: it would start one for ever."""
+        folder = self.folder.path
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(self.authority)
+        certificate = authority.issue_cert("localhost", "127.0.0.1")
+        certificate.private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
+        (folder / "plugins").write_text("[].\n", encoding="utf-8")
+        (folder / "rabbitmq.conf").write_text(
+            f"""listeners.tcp.1 = 127.0.0.1:{self.port}
+listeners.ssl.1 = 127.0.0.1:{self.tls_port}
+ssl_options.cacertfile = {self.authority}
+ssl_options.certfile = {folder}/server.pem
+ssl_options.keyfile = {folder}/server.pem
+consumer_timeout = {self._consumer_timeout * 1000}
+""",
+            encoding="utf-8",
+        )
+        names = free_port()
+        self._environment = {
+            "HOME": str(folder),  # of Erlang's cookie
+            "ERL_EPMD_PORT": str(names),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"toban{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_CONF_ENV_FILE": os.devnull,
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+            # The script turns into the server, which then hears our signals; one processor, and none kept warm.
+            "RUNNING_UNDER_SYSTEMD": "true",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none -rabbit channel_tick_interval 1000",
+        }
+        self._names = Process(["epmd", "-address", "127.0.0.1", "-port", str(names)], folder)
+        self._names.wait_for(lambda: port_open(names), "epmd")
+
+    def restart(self) -> None:
+        """It is killed, and comes back with what it had."""
+        if self.process:
+            self.process.child.kill()
+            self.process.child.wait()
+        self.start()
+
+    def flush(self) -> None:
+        """Everything that waits in a queue of ours is lost."""
+        self._each("queue_purge")
+
+    def forget(self) -> None:
+        """Our queues are gone."""
+        self._each("queue_delete")
+
+    def _each(self, method: str) -> None:
+        with Connection(self.url) as connection:
+            for queue in ("whisper", "gpt", "default", "toy"):
+                with suppress(amqp.NotFound):
+                    getattr(connection.channel(), method)(queue)
+
+    def stop(self) -> None:
+        for process in (self.process, self._names):
+            if process:
+                process.stop()
+        self.folder.remove()

@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 from app.database.postgres import PostgresDatabase
 from app.settings import Web
 from app.web.accounts import Accounts
-from tests.support.servers import ROOT, Folder, Process, Redis, port_open
+from tests.support.servers import ROOT, Folder, Process, RabbitMQ, Redis, port_open
 
 OPEN = {"pending", "queued", "processing"}
 DEVICES = ("9f7d6e27-98c3-4c19-bdfb-f7fda58b9a93", "1c2b3a49-5d6e-4f70-8192-a3b4c5d6e7f8")
@@ -35,12 +35,12 @@ QUICK = {
 
 
 class System:
-    """Beat, a whisper worker with two children and a default worker, over `database_url` and `redis`.
+    """Beat, a whisper worker with two children and a default worker, over `database_url` and the broker `redis`.
 
     The environment decides as in production; `env` adds to it.
     """
 
-    def __init__(self, database_url: str, redis: Redis, folder: Path, **env: str) -> None:
+    def __init__(self, database_url: str, redis: Redis | RabbitMQ, folder: Path, **env: str) -> None:
         self.database_url = database_url
         self.redis = redis
         self.folder = folder
@@ -115,7 +115,11 @@ class System:
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `celery -A app call …` as an operator would."""
-        command = [sys.executable, "-m", "celery", "-A", "app", "call", *arguments]
+        return self.celery("call", *arguments)
+
+    def celery(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `celery -A app …` to its end."""
+        command = [sys.executable, "-m", "celery", "-A", "app", *arguments]
         return subprocess.run(
             command, env={**os.environ, **self.env}, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
         )

@@ -1,24 +1,26 @@
-"""docs/performance.md says what was measured."""
+"""docs/performance.md and docs/scale.md say what was measured."""
 
 import re
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from bench.report import IMAGES, PAGE, TABLES, drawings, filled, read
+from bench.report import IMAGES, PAGES, TABLES, drawings, filled, read
 
 
 def test_the_tables_are_the_results() -> None:
     """`python -m bench.report` writes them."""
-    page = PAGE.read_text("utf-8")
-    assert filled(page, read()) == page
-    shown = [name.split()[0] for name in re.findall(r"<!-- (?!end)(.+?) -->", page)]
+    text = ""
+    for page in PAGES:
+        text += page.read_text("utf-8")
+        assert filled(page.read_text("utf-8"), read()) == page.read_text("utf-8")
+    shown = [name.split()[0] for name in re.findall(r"<!-- (?!end)(.+?) -->", text)]
     assert set(shown) == set(TABLES)
-    assert page.count("<!-- end -->") == len(shown)
+    assert text.count("<!-- end -->") == len(shown)
 
 
 def test_the_pictures_are_the_results() -> None:
-    page = PAGE.read_text("utf-8")
+    page = PAGES[0].read_text("utf-8")
     for name, drawing in drawings(read()).items():
         assert (IMAGES / name).read_text("utf-8") == drawing
         assert f"(img/{name})" in page

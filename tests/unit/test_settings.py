@@ -313,3 +313,12 @@ def test_importing_the_app_is_light() -> None:
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TOBAN_ENV_FILE": os.devnull}
     answer = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"), [("redis://h", "classic"), ("amqp://u:p@h//", "quorum"), ("amqps://u:p@h//", "quorum")]
+)
+def test_only_rabbitmq_has_types_of_queues(env: pytest.MonkeyPatch, url: str, kind: str) -> None:
+    env.setenv("CELERY_BROKER_URL", url)
+    env.setenv("RABBITMQ_QUEUE_TYPE", "quorum")
+    assert load_group(Broker).queue_type() == kind
