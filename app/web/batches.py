@@ -17,10 +17,8 @@ import anyio
 import structlog
 from starlette.concurrency import run_in_threadpool
 
-from app.dispatch import dispatch
 from app.errors import TobanError
 from app.services import Services
-from app.sources import registry
 
 log = structlog.get_logger("toban.web")
 
@@ -75,8 +73,6 @@ class Batches:
         self._watched: dict[str, Watched] = {}
         self._waiting = 0
         self._away = False
-        self._wanted = False
-        self._poking: asyncio.Task[None] | None = None
 
     # --- the ledger; these wait for it ------------------------------------------------------------------------------
 
@@ -117,35 +113,6 @@ class Batches:
     @property
     def _where(self) -> dict[str, str]:
         return {"queue": QUEUE, "zone": self._services.settings.audio.device_timezone}
-
-    # --- sending it off -----------------------------------------------------------------------------------------------
-
-    def poke(self) -> None:
-        """Soon send what is due to the workers; while somebody is at it, once more afterwards."""
-        self._wanted = True
-        if self._poking is None or self._poking.done():
-            self._poking = asyncio.create_task(self._send(), name="toban-poke")
-
-    async def _send(self) -> None:
-        while self._wanted:
-            self._wanted = False
-            await run_in_threadpool(self._dispatch)
-
-    def _dispatch(self) -> None:
-        # Celery, and all sources with it. (First the package: the monitor's thread may be importing it from its top.)
-        import tasks  # noqa: F401
-        from tasks.base import send_item
-
-        try:
-            for _ in range(5):
-                done = dispatch(self._services, registry[SOURCE], send_item)
-                if done.reason != "another dispatcher is claiming":
-                    break
-                time.sleep(0.2)  # that one may have chosen before these were urgent
-        except TobanError as error:
-            log.warning("web.unsent", source=SOURCE, reason=str(error))
-        except Exception:
-            log.exception("web.unsent", source=SOURCE)
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 

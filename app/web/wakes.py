@@ -4,7 +4,7 @@ import asyncio
 
 from starlette.concurrency import run_in_threadpool
 
-from app.dispatch import Dispatched
+from app.dispatch import Dispatched, Send
 from app.services import Services
 from app.wake import look, more_after, pause_after
 
@@ -20,6 +20,15 @@ class Round:
         self.again = False
         self.failing = False
         self.task: asyncio.Task[None] | None = None
+
+
+def _sender() -> Send:
+    """Celery, and all sources with it: a second, in which others are answered."""
+    # First the package: another thread may be importing it from its top, and each would wait for the other's half.
+    import tasks  # noqa: F401
+    from tasks.base import send_item
+
+    return send_item
 
 
 class Wakes:
@@ -39,9 +48,8 @@ class Wakes:
         return here, True
 
     async def _look(self, source: str, here: Round) -> None:
-        from tasks.base import send_item
-
         try:
+            send_item = await run_in_threadpool(_sender)
             here.again = True
             while here.again:
                 here.again = False

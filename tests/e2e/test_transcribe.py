@@ -131,6 +131,8 @@ def test_an_old_client_and_a_whole_day_at_once(new_system: NewSystem, recording:
         assert answer.status_code == 202, "no 504"
         told = answer.json()
         assert told["summary"]["total_files"] == 48
+        [held] = system.sql("select distinct models from workers where 'whisper' = any (queues)")
+        assert held["models"] == ["tiny.en"], "as the workers have told"
         assert told["status_url"].startswith("/vibe-transcriber/batches/")
         follower = Follower(base + told["events_url"])
         follower.listen(until=1)

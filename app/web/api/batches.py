@@ -92,7 +92,7 @@ class Answer(BaseModel):
 class Reason(BaseModel):
     """What has to change before the batch goes on."""
 
-    code: Literal["paused", "excluded", "held", "no_worker", "later", "not_ready", "batch_limit"]
+    code: Literal["shadow", "paused", "excluded", "held", "no_worker", "later", "not_ready", "batch_limit"]
     detail: str = Field(description="the same for people, in the language of `Accept-Language`")
 
 

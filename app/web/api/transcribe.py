@@ -17,7 +17,7 @@ from app.web.api.access import legacy
 from app.web.api.batches import Answer, UnderWay, answer, link, under_way
 from app.web.api.problems import Problem, errors, phrase
 from app.web.auth import User
-from app.web.batches import Found, hold
+from app.web.batches import SOURCE, Found, hold
 from app.web.prefer import Began, Prefer, Wait, patience
 from app.web.state import state_of
 
@@ -109,7 +109,7 @@ async def fetch_and_transcribe(
     )
     found: Found = await run_in_threadpool(_ask, request, user, asked, idempotency_key)
     if found["open"]:
-        state.batches.poke()
+        state.wakes.ask(SOURCE)
         if seconds and state.batches.room:
             if await hold(state.batches, found, began + seconds, lambda: _gone(request)) == "gone":
                 raise ClientDisconnect

@@ -41,7 +41,7 @@ def shared(migrated: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """One site for all; there is no broker, so it sends nothing off by itself."""
     settings = settings_for(migrated.create("transcribe", TEMPLATE), tmp_path_factory.mktemp("audio"))
     site = Site(build_services(settings, patience=5)).start()
-    site.app.state.toban.batches.poke = lambda: None
+    site.app.state.toban.wakes.ask = lambda _: None
     site.accounts.add("olga", PASSWORD, "operator")
     site.accounts.add("viktor", PASSWORD, "viewer")
     yield site
@@ -158,7 +158,7 @@ def test_a_batch_that_takes_longer_is_followed(site: Site, client: Browser, ledg
     ledger.file("d1", NOON, path="noon.wav")
     ledger.file("d1", "2025-07-18T04:00:00Z", path="later.wav")
     ledger.heartbeat(slots=2)
-    answer = post(client, wait=0.2)
+    answer = post(client, wait=1)
     told = answer.json()
     assert (answer.status_code, list(told)) == (202, OLD + NEW)
     assert answer.headers["location"] == told["status_url"] == f"/batches/{told['batch_id']}"
@@ -220,7 +220,7 @@ def test_addresses_behind_a_proxy(open_site: OpenSite, database_url: str) -> Non
         ({"web_base_url": "https://toban.example.com/t/"}, "https://toban.example.com/t"),
     ):
         site = open_site(**settings)
-        site.app.state.toban.batches.poke = lambda: None
+        site.app.state.toban.wakes.ask = lambda _: None
         client = site.browser({"X-API-Key": site.accounts.add_key(base[-9:], ["transcribe"])})
         ledger = Ledger(site.services.database, database_url)
         ledger.sql("truncate audio_files, work_items cascade")
@@ -504,7 +504,7 @@ def test_what_is_asked_for_is_sent_off_at_once(database_url: str, redis_server: 
             redis_server.stop()
             later = ledger.file("d2")
             assert post(client, device_id="d2", model=None).json()["summary"]["total_files"] == 1
-            wait_for(lambda: "web.unsent" in system.log("web"), "the failure")
+            wait_for(lambda: "wake.failed" in system.log("web"), "the failure")
             assert ledger.state(later) == "pending"
     ledger.close()
     database.close()
