@@ -11,6 +11,7 @@ from pydantic import AliasChoices, BaseModel, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from app.settings.database import Database
+from app.settings.flower import Flower
 from app.settings.gpt import Gpt
 from app.settings.group import Group, Memory, Seconds, Zone, scheme
 from app.settings.monitor import Alerts, Monitor, Portal
@@ -285,6 +286,7 @@ class Settings(BaseModel):
     alerts: Alerts
     portal: Portal
     web: Web
+    flower: Flower
     log: Log
 
 
@@ -299,5 +301,6 @@ GROUPS: dict[str, type[Group]] = {
     "alerts": Alerts,
     "portal": Portal,
     "web": Web,
+    "flower": Flower,
     "log": Log,
 }
