@@ -42,5 +42,5 @@ def format_task(task: Any) -> Any:  # noqa: ANN401 - celery.events.state.Task, a
     if claim and _web.web_base_url:
         source = task.name.removeprefix("tasks.")
         task.page = f"{_web.web_base_url.rstrip('/')}/work/{quote(source, safe='')}/{quote(key, safe='')}"
-        task._fields = (*task._fields, "page")  # noqa: SLF001 - the fields that Flower's page goes through
+        task._fields = (*task._fields, "page")
     return task

@@ -9,7 +9,7 @@ from app.settings.problems import Problem
 
 
 class Flower(Group):
-    """Celery's dashboard (`celery -A app flower`). Its further options are its own: docs/flower.md."""
+    """Celery's dashboard (`celery -A app flower`). Its other options are its own: docs/install.md."""
 
     flower_basic_auth: SecretStr | None = Field(
         None,

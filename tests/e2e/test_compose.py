@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,7 +27,6 @@ from tests.support.servers import (
     ROOT,
     Folder,
     Postgres,
-    PostgREST,
     Process,
     free_port,
     postgrest_binary,
@@ -192,8 +192,11 @@ def test_a_recording_that_comes_over_postgrest_is_transcribed(house: House, reco
         assert anon.post("/audio_files", json=row).status_code == 401, "what nobody was given is nobody's"
     with house.rest("service_role") as service:
         assert service.post("/audio_files", json=row).status_code == 201
-        house.wait_until(lambda: len(service.get("/transcripts", params={"device_id": f"eq.{DEVICE}"}).json()) == 1, "it")
-        assert service.get("/audio_files").json()[0]["transcriptions_status"] == "completed"
+        house.wait_until(
+            lambda: len(service.get("/transcripts", params={"device_id": f"eq.{DEVICE}"}).json()) == 1, "it"
+        )
+        [done] = service.get("/audio_files").json()
+        assert (done["device_id"], done["transcriptions_status"]) == (DEVICE, "completed")
 
 
 def test_every_published_port_answers(house: House) -> None:
@@ -201,9 +204,10 @@ def test_every_published_port_answers(house: House) -> None:
     for name in (*WORK, "postgrest"):
         for published in compose.compose()["services"][name].get("ports", []):
             port = int(published.rpartition(":")[2])
-            house.wait_until(lambda port=port: answers(house.url(port) + paths.get(port, "/health/live")), str(port))
+            address = house.url(port) + paths.get(port, "/health/live")
+            house.wait_until(partial(answers, address), f"port {port}")
     assert httpx.get(house.url(5555)).status_code == 401
-    assert httpx.get(house.url(5555), auth=tuple(FLOWER.split(":"))).status_code == 200
+    assert httpx.get(house.url(5555), auth=httpx.BasicAuth(*FLOWER.split(":"))).status_code == 200
 
 
 def test_every_health_check_finds_its_process_well(house: House) -> None:

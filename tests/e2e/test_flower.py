@@ -1,7 +1,6 @@
 """Flower as operators start it, over a real worker: who comes in, and what it shows."""
 
 import os
-import re
 import signal
 from typing import Any
 from urllib.parse import quote
@@ -34,10 +33,6 @@ def test_without_a_sign_in_it_does_not_start(new_system: NewSystem, sign_in: str
     assert flower.child.wait(30) == 1
     assert words in system.log("flower")
     assert "Traceback" not in system.log("flower")
-
-
-def ask(client: httpx.Client, path: str, **options: Any) -> httpx.Response:
-    return client.request(options.pop("method", "GET"), path, **options)
 
 
 def tasks(client: httpx.Client) -> list[dict[str, Any]]:
@@ -81,7 +76,9 @@ def test_it_shows_what_a_task_is_about_and_no_secret(new_system: NewSystem, redi
             device, day, block, PROMPT,
         )  # fmt: skip
         system.wait_until(lambda states: states["completed"] == 1)
-        system.wait_until(lambda _: any(row["state"] == "SUCCESS" and row["name"] == "tasks.analysis" for row in tasks(client)))
+        system.wait_until(
+            lambda _: any(row["state"] == "SUCCESS" and row["name"] == "tasks.analysis" for row in tasks(client))
+        )
         [row] = [row for row in tasks(client) if row["name"] == "tasks.analysis"]
         assert row["args"] == f"{KEY} (claim 1)"
         page = client.get(f"task/{row['uuid']}").text
