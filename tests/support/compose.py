@@ -79,7 +79,15 @@ def _program(name: str) -> str:
 
 def environment(one: Service, folder: Path) -> dict[str, str]:
     """All that a container would have, and where this machine has its programs; nothing of the caller's."""
-    own = {"HOME": str(folder), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8"}
+    temporary = folder.with_name(f"{folder.name}-tmp")  # in the container the home of its user, too
+    temporary.mkdir(exist_ok=True)
+    own = {
+        "HOME": str(temporary),
+        "TMPDIR": str(temporary),
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "LANG": "C.UTF-8",
+    }
     return own | {key: value for key, value in one.environment.items() if value}
 
 
@@ -92,6 +100,7 @@ def run(one: Service, folder: Path) -> Process:
 
 def check(one: Service, folder: Path) -> subprocess.CompletedProcess[str]:
     """One run of the health check."""
+    folder.mkdir(exist_ok=True)
     first, *rest = one.check
     return subprocess.run(
         [_program(first), *rest],
