@@ -77,8 +77,14 @@ class House:
         return httpx.Client(base_url=self.url(3000), headers={"Authorization": f"Bearer {key}"} if role else {})
 
     def wait_until(self, done: Callable[[], bool], what: str) -> None:
+        def done_or_over() -> bool:
+            ended = {name: one.child.poll() for name, one in self.processes.items() if name != "migrate-1"}
+            if any(code is not None for code in ended.values()):
+                raise TimeoutError(f"{what} is waited for in vain: {ended}")
+            return done()
+
         try:
-            wait_for(done, what, 60)
+            wait_for(done_or_over, what, 60)
         except TimeoutError as error:
             logs = "\n".join(f"--- {name}\n{one.log.read_text()[-1500:]}" for name, one in self.processes.items())
             raise AssertionError(f"{error}\n{logs}") from error
