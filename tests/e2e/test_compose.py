@@ -147,6 +147,7 @@ def house(migrated: Postgres) -> Iterator[House]:
             "@postgres:5432/toban": f"@/composed?host={quote(str(migrated.folder), safe='')}",
             "redis:6379": f"127.0.0.1:{ports[6379]}",
             "http://s3:9000": bucket.url,
+            "/models": str(folder.path / "models"),
             **{str(port): str(here) for port, here in ports.items() if port != 6379},
         }
         own = House(folder.path, env_file, places, ports, url, bucket)
