@@ -49,7 +49,7 @@ CODES = {
     "E033": "Both `SUPABASE_JWT_SECRET` and `SUPABASE_JWKS_URL` are set.",
     "E034": "`SUPABASE_JWT_SECRET` is too short to be safe.",
     "E035": "`FLOWER_URL` is not an http(s) address.",
-    "E060": "`FLOWER_BASIC_AUTH` has an entry that is not name:password, both in ASCII.",
+    "E065": "`FLOWER_BASIC_AUTH` has an entry that is not name:password, both in ASCII.",
 }
 INTRODUCTION = """# Configuration
 

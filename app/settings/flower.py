@@ -37,7 +37,7 @@ class Flower(Group):
             name, _, password = entry.partition(":")
             if not name or not password or not entry.isascii():
                 yield Problem(
-                    "E060",
+                    "E065",
                     "FLOWER_BASIC_AUTH",
                     "has an entry that is not name:password, both in ASCII",
                     "write it so; several are separated by commas, so a password can't hold one",

@@ -25,7 +25,7 @@ def start(new_system: NewSystem, **env: str) -> tuple[System, Process]:
 
 
 @pytest.mark.parametrize(
-    ("sign_in", "words"), [("", "set FLOWER_BASIC_AUTH=name:password"), ("mika", "[E060] FLOWER_BASIC_AUTH")]
+    ("sign_in", "words"), [("", "set FLOWER_BASIC_AUTH=name:password"), ("mika", "[E065] FLOWER_BASIC_AUTH")]
 )
 def test_without_a_sign_in_it_does_not_start(new_system: NewSystem, sign_in: str, words: str) -> None:
     """Also not in a folder that has no configuration for it: a process of the tests works in one of its own."""
