@@ -8,7 +8,7 @@ VENV := .venv/.made-$(HERE)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint openai bench screenshots chaos
+.PHONY: help demo up test lint lock openai bench screenshots chaos
 # A version that the tests ran with. Where only PyTorch's own index has a build without GPU libraries, install it first.
 TORCH ?= torch==2.13.0
 MAKEFLAGS += --no-print-directory
@@ -18,6 +18,7 @@ help:
 	@echo "make up           run everything on this machine until Ctrl-C; the data stays in .toban/"
 	@echo "make test         lint, types and tests; missing servers skip theirs (PYTEST_ARGS=…); .ci/run skips none"
 	@echo "make lint         lint and types"
+	@echo "make lock         bring deploy/*.lock, which images are made from, up to pyproject.toml (UPGRADE=1: all newest)"
 	@echo "make openai       the second speech engine too: openai-whisper with PyTorch"
 	@echo "make bench        how fast it is, beside what else there is: docs/performance.md, docs/scale.md (an hour)"
 	@echo "make screenshots  pictures of every page, into docs/images/"
@@ -37,6 +38,16 @@ lint: .venv/.dev
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
+
+# What is locked stays as it is, unless it no longer fits or UPGRADE is set. hatchling and setuptools build what has no wheel.
+LOCK = printf 'hatchling\nsetuptools\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-header --no-annotate --extra otel $(if $(UPGRADE),--upgrade) pyproject.toml -
+
+lock: .venv/.dev
+	@$(PIP) uv
+	@$(LOCK) --output-file deploy/requirements.lock >/dev/null
+	@$(LOCK) --output-file deploy/requirements-openai-whisper.lock --extra openai-whisper \
+	  --constraint deploy/requirements.lock --no-emit-package torch --no-emit-package triton >/dev/null
 
 bench: .venv/.dev
 	@$(BIN)/python -m bench.ledger

@@ -4,7 +4,9 @@ Importing it connects to nothing and loads no task; settings are read when Celer
 """
 
 import logging
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -124,6 +126,8 @@ class Told(Task[Any, Any]):
 
 app: Celery[Task[Any, Any]] = Celery("toban", task_cls=Told)
 app.add_defaults(configuration)  # called when the configuration is first needed
+# Flower looks for it in the folder where it is started, and lets everybody in where there is none.
+os.environ.setdefault("FLOWER_CONF", str(Path(__file__).parents[1] / "flowerconfig.py"))
 
 
 @setup_logging.connect

@@ -23,6 +23,7 @@ TITLES = {
     "portal": "Reports of jobs outside",
     "web": "Web pages",
     "traces": "Traces",
+    "flower": "Flower",
     "log": "Log",
 }
 CODES = {
@@ -54,6 +55,7 @@ CODES = {
     "E051": "`LEGACY_ANONYMOUS_CIDRS` has something that is no IP address or network, or everybody.",
     "E052": "`CORS_ORIGINS` has something that is no origin.",
     "E060": "`TOBAN_SHADOW` names something that is no source.",
+    "E065": "`FLOWER_BASIC_AUTH` has an entry that is not name:password, both in ASCII.",
     "E070": "`OTEL_EXPORTER_OTLP_ENDPOINT` is not an http(s) address.",
     "E071": "`OTEL_EXPORTER_OTLP_PROTOCOL` is another than `http/protobuf`.",
 }

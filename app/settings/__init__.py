@@ -7,6 +7,7 @@ or message shows it.
 """
 
 from app.settings.database import Database, key_role
+from app.settings.flower import Flower
 from app.settings.gpt import Gpt
 from app.settings.group import Group, variable
 from app.settings.groups import GROUPS, Audio, Broker, Ledger, Log, Settings, Whisper
@@ -22,6 +23,7 @@ __all__ = [
     "Audio",
     "Broker",
     "Database",
+    "Flower",
     "Gpt",
     "Group",
     "Ledger",

@@ -11,6 +11,7 @@ from pydantic import AliasChoices, BaseModel, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from app.settings.database import Database
+from app.settings.flower import Flower
 from app.settings.gpt import Gpt
 from app.settings.group import Group, Memory, Seconds, Zone, scheme
 from app.settings.monitor import Alerts, Monitor, Portal
@@ -331,6 +332,7 @@ class Settings(BaseModel):
     portal: Portal
     web: Web
     traces: Traces
+    flower: Flower
     log: Log
 
 
@@ -347,5 +349,6 @@ GROUPS: dict[str, type[Group]] = {
     "portal": Portal,
     "web": Web,
     "traces": Traces,
+    "flower": Flower,
     "log": Log,
 }

@@ -73,17 +73,23 @@ def port_open(port: int) -> bool:
 
 
 class Process:
-    """A child with its output in a file; stopped politely, then killed."""
+    """A child with its output in a file; stopped politely, then killed. `clean`: `env` is its whole environment."""
 
     def __init__(
-        self, command: list[str], folder: Path, *, env: Mapping[str, str] | None = None, user: str | None = None
+        self,
+        command: list[str],
+        folder: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        clean: bool = False,
     ) -> None:
         self.log = folder / f"{Path(command[0]).name}.log"
         with self.log.open("ab") as output:
             self.child = subprocess.Popen(
                 command,
                 cwd=folder,
-                env={**os.environ, **(env or {})},
+                env={**({} if clean else os.environ), **(env or {})},
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
