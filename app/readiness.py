@@ -70,12 +70,16 @@ def _worker(health: Health, queue: str, sources: list[str]) -> Part:
     slots = sum(worker["slots"] for worker in health["workers"] if queue in worker["queues"])
     if slots:
         return Part(True, f"room for {slots} at once")
-    waits = any(one["due"] is not None for one in health["sources"] if one["source"] in sources)
+    waits = any(one["due"] is not None and not one["shadow"] for one in health["sources"] if one["source"] in sources)
     return Part(False, "no living worker listens to it" + (", and rows wait" if waits else ""))
 
 
 def _rows(health: Health) -> Part:
-    due = {one["source"]: one["due"] for one in health["sources"] if one["due"] is not None and not one["paused"]}
+    due = {
+        one["source"]: one["due"]
+        for one in health["sources"]
+        if one["due"] is not None and not one["paused"] and not one["shadow"]
+    }
     if not due:
         return Part(True, "none is due")
     source = max(due, key=lambda name: float(due[name]))

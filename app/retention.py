@@ -19,6 +19,8 @@ KINDS = {
     "segments": ("segments_days", "RETENTION_SEGMENTS_DAYS"),
     "transcripts": ("transcripts_days", "RETENTION_TRANSCRIPTS_DAYS"),
     "texts": ("transcripts_days", "RETENTION_TRANSCRIPTS_DAYS"),
+    "compared_texts": ("transcripts_days", "RETENTION_TRANSCRIPTS_DAYS"),
+    "compared_prompts": ("prompts_days", "RETENTION_PROMPTS_DAYS"),
     "parts": ("parts_days", "RETENTION_PARTS_DAYS"),
     "prompts": ("prompts_days", "RETENTION_PROMPTS_DAYS"),
     "results": ("results_days", "RETENTION_RESULTS_DAYS"),

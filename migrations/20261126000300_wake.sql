@@ -57,10 +57,25 @@ language sql security definer set search_path = '' set statement_timeout = '5s' 
   select jsonb_build_object('listening', public.toban_listened())
 $$;
 
+-- Why nothing of a source is claimed for now: `shadow`, `paused`, or null. What is only compared (shadow_<source>) has
+-- the pause of its source. (In PL/pgSQL, because source_modes comes with a later migration.)
+create or replace function public.toban_stopped(p_source text) returns text
+language plpgsql stable set search_path = '' as $$
+begin
+  if exists (select from public.source_modes where source = p_source and mode = 'shadow') then
+    return 'shadow';
+  elsif not (select enabled from public.jobs where source = regexp_replace(p_source, '^shadow_', '') order by job limit 1)
+  then
+    return 'paused';
+  end if;
+  return null;
+end
+$$;
+
 -- How all is, cheap enough to be asked every second. p: (nothing)
 -- → listening; tick: seconds since a beat last ticked, null: none ever has; beats [{node, pid, tick}];
---   workers [{node, pid, queues, slots, seen}] that are alive; sources [{source, used, paused, due}]: whether it has ever
---   had work, and for how long the oldest row that is due has been so, null: none is (of a thousand, those that began to
+--   workers [{node, pid, queues, slots, seen}] that are alive; sources [{source, used, paused, shadow, due}]: whether it has
+--   ever had work, why nothing of it is claimed, and for how long the oldest row that is due has been so, null: none is (of a thousand, those that began to
 --   wait first: one that is tried again later may have been due for less)
 create or replace function public.toban_health(p jsonb) returns jsonb
 language sql security definer set search_path = '' set statement_timeout = '5s' as $$
@@ -77,12 +92,13 @@ language sql security definer set search_path = '' set statement_timeout = '5s' 
     'sources', (select coalesce(jsonb_agg(jsonb_build_object(
         'source', s.source,
         'used', exists (select from public.work_items w where w.source = s.source),
-        'paused', exists (select from public.jobs j where j.source = s.source and not j.enabled),
+        'paused', coalesce(stopped = 'paused', false),
+        'shadow', coalesce(stopped = 'shadow', false),
         'due', (select extract(epoch from now() - min(greatest(w.available_at, w.opened_at))) from (
           select w.available_at, w.opened_at from public.work_items w
           where w.source = s.source and w.state = 'pending' and w.available_at <= now()
           order by w.opened_at limit 1000) w)) order by s.source), '[]')
-      from public.toban_sources s))
+      from public.toban_sources s cross join lateral public.toban_stopped(s.source) as stopped))
 $$;
 
 select public.toban_lock_down();

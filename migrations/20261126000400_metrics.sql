@@ -149,15 +149,20 @@ $$;
 
 -- What is so at this moment; of the items, what is not over.
 create or replace function public.toban_metric_picture() returns jsonb
-language sql volatile set search_path = '' as $$
-  select jsonb_build_object(
+language plpgsql volatile set search_path = '' as $$
+begin
+  return jsonb_build_object(
     'waiting', (
-      select coalesce(jsonb_object_agg(source, jsonb_build_object('pending', n, 'due', due, 'since', since)), '{}')
+      -- What nobody may claim needs no workers; nor is it late, if it is somebody else's.
+      select coalesce(jsonb_object_agg(source, jsonb_build_object('pending', n,
+        'due', case when stopped is null then due else 0 end,
+        'since', case when stopped is distinct from 'shadow' then since end)), '{}')
       from (
         select source, count(*) as n, count(*) filter (where available_at <= now()) as due,
                -- (A recording's item is available from when it was recorded.)
                extract(epoch from min(greatest(opened_at, available_at)) filter (where available_at <= now())) as since
-        from public.work_items where state = 'pending' group by source) x),
+        from public.work_items where state = 'pending' group by source) x
+      cross join lateral public.toban_stopped(x.source) as stopped),
     'under_way', (select coalesce(jsonb_agg(to_jsonb(x)), '[]') from (
       select source, state, count(*) as n from public.work_items
       where state in ('queued', 'processing') group by source, state) x),
@@ -196,7 +201,8 @@ language sql volatile set search_path = '' as $$
         limit 1) d on true
       where not w.retired order by w.kind, w.job_key limit 200) x),
     'beat', (select extract(epoch from max(ticked_at)) from public.beats),
-    'looked', (select extract(epoch from ran_at) from public.monitor_state))
+    'looked', (select extract(epoch from ran_at) from public.monitor_state));
+end
 $$;
 
 -- Everything of /metrics. p: zone? (of what was spent today), max_age? (s, default 10: of the picture)

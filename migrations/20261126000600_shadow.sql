@@ -380,7 +380,7 @@ language sql stable security definer set search_path = '' set statement_timeout 
       'ours', case when (p ->> 'texts')::boolean then r.ours end)) order by r.completed_at desc, r.key), '[]') from told r))
 $$;
 
--- Forget comparisons and collisions of `days` ago, and say in job_status whether the other system still works on rows
+-- Forget comparisons that were made and collisions, of `days` ago, and say in job_status whether the other system still works on rows
 -- that are ours: an error from the first collision until there has been none for two hours, since such systems mostly
 -- run once an hour. p: days, limit? (most rows; default 10000) → rows, collisions, alarms, more
 create or replace function public.toban_upkeep_shadow(p jsonb) returns jsonb
@@ -393,7 +393,7 @@ declare
   v_alarms integer;
 begin
   with mine as (
-    select source, key from public.shadow_rows where completed_at < v_before
+    select source, key from public.shadow_rows where completed_at < v_before and status <> 'pending'
     order by source, key limit v_limit for update skip locked
   )
   delete from public.shadow_rows r using mine where r.source = mine.source and r.key = mine.key;
@@ -440,12 +440,15 @@ begin
 end
 $$;
 
--- p, → as toban_live_claim()
+-- p, → as toban_live_claim(). A pause of the source holds for its comparisons too.
 create or replace function public.toban_claim(p jsonb) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '30s' as $$
 begin
   if public.toban_shadowed(p ->> 'source') then
-    return jsonb_build_object('items', '[]'::jsonb, 'found', 0, 'reason', 'shadow');
+    return jsonb_build_object('items', '[]'::jsonb, 'found', 0, 'reason',
+                              coalesce(public.toban_stopped('shadow_' || (p ->> 'source')), 'shadow'));
+  elsif p ->> 'source' like 'shadow\_%' and public.toban_stopped(p ->> 'source') = 'paused' then
+    return jsonb_build_object('items', '[]'::jsonb, 'found', 0, 'reason', 'paused');
   end if;
   return public.toban_live_claim(p);
 end

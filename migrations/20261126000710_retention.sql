@@ -15,6 +15,10 @@ language sql immutable set search_path = '' as $$
        select from public.work_items w where w.source = 'transcription' and w.partition = x.device_id::text
        and w.state in ('pending', 'queued', 'processing') and (w.at at time zone $3)::date = x.date)$q$, 'delete'),
     ('prompted_blocks', 'transcripts_days', 'public.prompted_blocks', 'x.date < $2', 'delete'),
+    ('compared_texts', 'transcripts_days', 'public.shadow_rows', $q$x.source = 'transcription' and x.status <> 'pending'
+       and coalesce((x.at at time zone $3)::date, (x.row ->> 'date')::date) < $2$q$, 'delete'),
+    ('compared_prompts', 'prompts_days', 'public.shadow_rows', $q$x.source = 'analysis' and x.status <> 'pending'
+       and coalesce((x.at at time zone $3)::date, (x.row ->> 'date')::date) < $2$q$, 'delete'),
     ('parts', 'parts_days', 'public.saved_parts', $q$x.saved_at < $1 and exists (
        select from public.work_items w where w.id = x.item_id and w.state = 'failed')$q$, 'delete'),
     ('prompts', 'prompts_days', 'public.dashboard', $q$x.date < $2 and x.prompt is not null

@@ -74,7 +74,9 @@ def rows(settings: Database) -> Findings:
 
 def work(status: Status, health: Health, now: datetime) -> Findings:
     """What the ledger says about workers, beat and the rows that wait."""
-    due = [source for source in status["sources"] if source["oldest_due"]]
+    # What waits there waits for the other system.
+    followed = {one["source"] for one in health["sources"] if one["shadow"]}
+    due = [source for source in status["sources"] if source["oldest_due"] and source["source"] not in followed]
     for queue, count in slots(status).items():
         if count:
             yield Finding("OK", "D401", f"live workers listen to {queue}, {count} at once")

@@ -132,7 +132,8 @@ def test_an_upload_with_the_anon_key_is_told(direct_ledger: Ledger, ear: Ear, po
 def test_how_all_is(ledger: Ledger) -> None:
     health = ledger.call("health")
     assert (health["tick"], health["beats"], health["workers"]) == (None, [], [])
-    assert {"source": "transcription", "used": False, "paused": False, "due": None} in health["sources"]
+    idle = {"source": "transcription", "used": False, "paused": False, "shadow": False, "due": None}
+    assert idle in health["sources"]
     ledger.call("beat", beat="h#1", node="h", pid=1)
     ledger.heartbeat(slots=3)
     ledger.files("d1", 2)

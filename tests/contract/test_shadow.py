@@ -14,7 +14,12 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from app.database.supabase import SupabaseDatabase
+from app.doctor.ledger import work
 from app.errors import Permanent
+from app.jobs import in_timetable
+from app.readiness import parts_of
+from app.settings import Ledger as LedgerSettings
+from app.sources import load_sources
 from tests.support.ledger import NOON, Attempt, Ledger, Row, at_once
 from tests.support.old_cron import TOKYO, OldCron, Rest, Sql, Way, blocks
 from tests.support.servers import PostgREST, key_of
@@ -313,9 +318,73 @@ def test_old_comparisons_are_forgotten(ledger: Ledger) -> None:
     ledger.files("d1", 3)
     ledger.set_status("completed")
     ledger.sql("update shadow_rows set completed_at = now() - interval '91 days' where at < '2025-07-18T00:03Z'")
+    assert ledger.call("upkeep_shadow", days=90)["rows"] == 0, "what waits or runs is never old"
+    ledger.sql("update shadow_rows set status = 'failed'")
     assert ledger.call("upkeep_shadow", days=90, limit=1)["more"]
     assert ledger.call("upkeep_shadow", days=90)["rows"] == 1
     assert ledger.one("select count(*) from shadow_rows") == 1
+
+
+@pytest.mark.parametrize("source", ["transcription", "analysis"])
+def test_comparisons_are_kept_no_longer_than_what_they_are_of(ledger: Ledger, source: str) -> None:
+    shadow(ledger, source)
+    if source == "analysis":
+        ledger.block(date="2025-07-18")
+        ledger.sql("update dashboard set status = 'completed'")
+        days = {"prompts_days": 7}
+    else:
+        old_cron(ledger, ledger.file())
+        days = {"transcripts_days": 7}
+    kept = {"items_days": 999, "runs_days": 999, "zone": "Asia/Tokyo"}
+    ledger.call("retention", **kept, **days)
+    assert ledger.one("select count(*) from shadow_rows") == 1, "it waits"
+    ledger.sql("update shadow_rows set status = 'failed'")
+    name = {"transcription": "compared_texts", "analysis": "compared_prompts"}[source]
+    assert ledger.call("retention", **kept, **days, dry=True)[name] == 1
+    assert ledger.call("retention", **kept, transcripts_days=99999, prompts_days=99999)[name] == 0
+    assert ledger.call("retention", **kept, **days)[name] == 1
+    assert ledger.one("select count(*) from shadow_rows") == 0
+
+
+def test_what_the_other_system_has_to_do_is_nobodys_alarm(ledger: Ledger) -> None:
+    load_sources(LedgerSettings(_env_file=None))
+    ledger.heartbeat()
+    ledger.file()
+    ledger.sql("update work_items set opened_at = now() - interval '2 h', available_at = now() - interval '2 h'")
+
+    def told() -> tuple[int, bool, bool, set[str]]:
+        ledger.sql("delete from metric_snapshot")
+        waiting = ledger.call("metrics")["picture"]["waiting"]["transcription"]
+        status, health = ledger.call("status"), ledger.call("health")
+        found = {one.code for one in work(status, health, datetime.fromisoformat(status["now"]))}
+        return waiting["due"], waiting["since"] is not None, parts_of(health)["rows"].fine, found & {"D403"}
+
+    assert told() == (1, True, False, {"D403"})
+    pause(ledger, enabled=False)
+    assert told() == (0, True, True, {"D403"})
+    pause(ledger, enabled=True)
+    shadow(ledger)
+    assert told() == (0, False, True, set())
+
+
+def test_a_pause_holds_for_comparisons(ledger: Ledger) -> None:
+    shadow(ledger)
+    old_cron(ledger, ledger.file())
+    ledger.heartbeat()
+    pause(ledger, enabled=False)
+    for source in ("transcription", TWIN):
+        answer = ledger.claim_answer(source=source)
+        assert (answer["items"], answer["reason"]) == ([], "paused")
+    (health,) = [one for one in ledger.call("health")["sources"] if one["source"] == TWIN]
+    assert (health["paused"], health["shadow"]) == (True, False)
+    pause(ledger, enabled=True)
+    assert ledger.claim_answer(source="transcription")["reason"] == "shadow"
+    assert len(ledger.claim_answer(source=TWIN)["items"]) == 1
+
+
+def pause(ledger: Ledger, *, enabled: bool) -> None:
+    ledger.call("sync_jobs", jobs=list(in_timetable().values()))
+    ledger.call("edit_job", job="transcription", enabled=enabled)
 
 
 def test_texts_are_told_only_to_who_asks(ledger: Ledger) -> None:

@@ -1,6 +1,7 @@
 """`toban shadow report`, `takeover`, `rollback` and what doctor says, over both transports."""
 
 import json
+import re
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_a_take_over_that_nothing_speaks_against(toban: Run, ledger: Ledger) -> 
     dry = toban("takeover", "transcription", "--dry-run")
     assert [line.split()[0] for line in dry.splitlines()[:5]] == ["OK", "OK", "OK", "NOTE", "NOTE"]
     assert "10 of 11 rows agree (91%)" in dry
-    assert "the other system completed its last row 0 s ago: switch it off" in dry
+    assert re.search(r"the other system completed its last row \d+ (s|min) ago: switch it off", dry)
     assert "1 rows wait" in dry
     assert dry.endswith("Every check is good.\nNothing was changed.\n")
     assert ledger.claim_answer()["reason"] == "shadow"
