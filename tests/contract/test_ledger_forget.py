@@ -43,12 +43,9 @@ def test_its_words_go_and_the_block_keeps_the_others(ledger: Ledger) -> None:
 
 def test_a_public_key_deletes_under_row_level_security(direct_ledger: Ledger) -> None:
     hear(direct_ledger, "words")
-    undo = "revoke all on audio_files from anon; drop policy own on audio_files"
     with (
         direct_ledger.altered(
-            "grant select, delete on audio_files to anon; "
-            " create policy own on audio_files for all to anon using (true)",
-            undo,
+            "create policy own on audio_files for all to anon using (true)", "drop policy own on audio_files"
         ),
         psycopg.connect(direct_ledger.url) as app,
     ):

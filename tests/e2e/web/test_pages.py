@@ -234,6 +234,7 @@ def test_a_recording_is_heard_read_and_found(
     expect(page.locator(".slot.completed")).to_have_count(1)
     page.locator(".slot.completed a").click()
     player = page.locator("audio")
+    expect(player).to_have_count(1)
     until(page, "document.querySelector('audio').duration > 1")
     page.locator(".segments a", has_text="0:01").click()
     until(page, "document.querySelector('audio').currentTime >= 1.4")
