@@ -204,7 +204,7 @@ class Batches:
             return watched.found[1]
 
     async def last_look(self, found: Found) -> Found:
-        """How the batch gets on; what was known of it if that can't be found out soon. Raises `Refused` if it is gone."""
+        """How the batch gets on; what was known of it if that takes too long. Raises `Refused` if it is gone."""
         with anyio.move_on_after(LAST_LOOK):
             try:
                 seen: Found = await anyio.to_thread.run_sync(self.see, found["id"], abandon_on_cancel=True)

@@ -337,9 +337,8 @@ def trouble(found: State) -> Problem | None:
             return Problem(409, phrase(409), f"the row was withdrawn: {found['error']}", code="withdrawn")
         case "completed" if found["result"] is None:
             return Problem(409, phrase(409), "the row was completed elsewhere, without a verdict", code="withdrawn")
-    if (reason := blocked(found)) is not None:
-        return _held(reason)
-    return None
+    reason = blocked(found)
+    return _held(reason) if reason is not None else None
 
 
 def _failed(found: State) -> Problem:
