@@ -328,12 +328,14 @@ begin
 end
 $$;
 
--- Forget batches that are old and done. p: days, limit? (default 10000) → forgotten, more
+-- Forget batches that are old and done, and keys of analyses that are older than a day. p: days (of batches), limit?
+-- (default 10000) → forgotten (batches), more
 create or replace function public.toban_upkeep_requests(p jsonb) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '60s' as $$
 declare
   v_limit integer := coalesce((p ->> 'limit')::integer, 10000);
   v_forgotten integer;
+  v_keys integer;
 begin
   with old as (
     select b.id from public.batch_requests b
@@ -344,7 +346,11 @@ begin
   )
   delete from public.batch_requests b using old where b.id = old.id;
   get diagnostics v_forgotten = row_count;
-  return jsonb_build_object('forgotten', v_forgotten, 'more', v_forgotten >= v_limit);
+  delete from public.analysis_requests where (owner, idempotency_key) in (
+    select owner, idempotency_key from public.analysis_requests where created_at < now() - interval '1 day'
+    order by created_at limit v_limit for update skip locked);
+  get diagnostics v_keys = row_count;
+  return jsonb_build_object('forgotten', v_forgotten, 'more', greatest(v_forgotten, v_keys) >= v_limit);
 end
 $$;
 

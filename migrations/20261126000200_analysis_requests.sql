@@ -4,11 +4,13 @@ create table if not exists public.analysis_requests (
   owner text not null,
   idempotency_key text not null,
   fingerprint text not null,
+  key text not null,
   created_at timestamptz not null default now(),
   primary key (owner, idempotency_key)
 );
 comment on table public.analysis_requests is 'requests with an idempotency key, for a day';
 comment on column public.analysis_requests.owner is 'who asked; a key is known within one owner''s';
+comment on column public.analysis_requests.key is 'of the block''s item';
 comment on column public.analysis_requests.fingerprint is 'of what was asked for, so that a key is not used for two things';
 create index if not exists analysis_requests_created_idx on public.analysis_requests (created_at);
 
@@ -27,6 +29,9 @@ declare
 begin
   if w.state <> 'pending' then
     return v_why;
+  end if;
+  if exists (select from public.source_modes m where m.source = w.source and m.mode = 'shadow') then
+    return '[{"code": "shadow"}]';  -- and nothing else matters
   end if;
   select * into s from public.toban_sources where source = w.source;
   select * into j from public.jobs where source = w.source order by job limit 1;
@@ -77,6 +82,7 @@ $$;
 
 -- One item, and why it still waits. p: source, key, queue (that its source's work goes to), zone (of the filters' days)
 -- → item, attempts, calls, why [{code, …}]. Codes, in the order in which they have to go:
+--   shadow                                    its source is in shadow mode (alone; the rest does not matter then)
 --   paused {job}                              its job is
 --   excluded {filter, value}                  its job's filters leave it out
 --   held {cause, reason, until, incident}     its queue is
@@ -181,22 +187,28 @@ declare
     select extract(epoch from timeout) from public.jobs where source = 'analysis' order by job limit 1));
   v_batch bigint;
 begin
+  if p ->> 'idempotency_key' is not null then
+    -- The second of two requests at once waits for the first one.
+    perform pg_advisory_xact_lock(hashtextextended(
+      format('toban:idempotency:%s/%s', p ->> 'owner', p ->> 'idempotency_key'), 0));
+    select * into q from public.analysis_requests a
+      where a.owner = p ->> 'owner' and a.idempotency_key = p ->> 'idempotency_key'
+        and a.created_at > now() - interval '1 day'
+        -- (One whose item is gone has no answer any more.)
+        and exists (select from public.work_items i where i.source = 'analysis' and i.key = a.key);
+    if found then
+      return v_answer || jsonb_build_object('how',
+        case when q.fingerprint = p ->> 'fingerprint' then 'repeated' else 'mismatch' end);
+    end if;
+  end if;
   if public.toban_shadowed('analysis') then
     return v_answer || '{"how": "shadow"}';
   end if;
   if p ->> 'idempotency_key' is not null then
-    -- (Without waiting: others may be about to write theirs.)
-    delete from public.analysis_requests where (owner, idempotency_key) in (
-      select owner, idempotency_key from public.analysis_requests where created_at < now() - interval '1 day'
-      order by created_at limit 100 for update skip locked);
-    insert into public.analysis_requests (owner, idempotency_key, fingerprint)
-    values (p ->> 'owner', p ->> 'idempotency_key', p ->> 'fingerprint') on conflict do nothing;
-    if not found then
-      select * into q from public.analysis_requests
-        where owner = p ->> 'owner' and idempotency_key = p ->> 'idempotency_key';
-      return v_answer || jsonb_build_object('how',
-        case when q.fingerprint = p ->> 'fingerprint' then 'repeated' else 'mismatch' end);
-    end if;
+    insert into public.analysis_requests (owner, idempotency_key, fingerprint, key)
+    values (p ->> 'owner', p ->> 'idempotency_key', p ->> 'fingerprint', v_key)
+    on conflict (owner, idempotency_key) do update set
+      fingerprint = excluded.fingerprint, key = excluded.key, created_at = excluded.created_at;
   end if;
   select * into strict s from public.toban_sources where source = 'analysis';
   -- Those who ask for one block come one after the other. Then the row, then its item: that of a row that was not there

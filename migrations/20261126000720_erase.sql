@@ -32,6 +32,8 @@ insert into public.private_tables (name, device_sql, day_sql) values
   ('batch_request_items', '(select b.partition from public.batch_requests b where b.id = r.batch_id)',
    '(select b.day from public.batch_requests b where b.id = r.batch_id)'),
   ('batch_requests', 'r.partition', 'r.day'),
+  ('analysis_requests', 'replace(replace(split_part(r.key, ''/'', 1), ''%2F'', ''/''), ''%25'', ''%'')',
+   'substring(r.key from ''/(\d{4}-\d\d-\d\d)/'')::date'),
   ('shadow_rows', 'r.partition', 'coalesce((r.at at time zone $1)::date, (r.row ->> ''date'')::date)'),
   ('work_collisions', 'replace(replace(split_part(r.key, ''/'', 1), ''%2F'', ''/''), ''%25'', ''%'')',
    $q$case when r.key ~ '/\d{4}-\d\d-\d\dT[0-9:.]+Z$' then (split_part(r.key, '/', 2)::timestamptz at time zone $1)::date

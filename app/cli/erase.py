@@ -19,6 +19,8 @@ from app.settings import read
 
 import tasks  # noqa: F401 isort:skip - registers the sources, and so their queues
 
+AUDIO_STAYS = "Recordings in the folder or bucket were not looked at; --audio erases them too."
+
 
 def erase(
     device: str,
@@ -42,9 +44,9 @@ def erase(
         found = eraser.preview()
         # (One that was killed before its receipt still gets it.)
         if not any(found.values()) and not (yes and eraser.unfinished()):
-            raise typer.Exit(_nothing(eraser, device, as_json=as_json))
+            raise typer.Exit(_nothing(eraser, device, audio=audio, as_json=as_json))
         if not yes:
-            _show(found, device, as_json=as_json)
+            _show(found, device, audio=audio, as_json=as_json)
             return
         done = eraser.erase(who or _user())
     finally:
@@ -60,7 +62,10 @@ def erase(
         typer.echo(text, nl=False)
         return
     total = sum(done["erased"].values())
-    typer.echo(f"Erased: {total} rows, messages and objects of device {device}. The receipt is {path}.")
+    what = "rows, messages and objects" if audio else "rows and messages"
+    typer.echo(f"Erased: {total} {what} of device {device}. The receipt is {path}.")
+    if not audio:
+        typer.echo(AUDIO_STAYS)
     typer.echo("Out of reach:\n" + "\n".join(f"  - {what}" for what in done["out_of_reach"]))
 
 
@@ -73,19 +78,21 @@ def _wanted(device: str, since: str | None, until: str | None, *, audio: bool) -
     return wanted
 
 
-def _nothing(eraser: Eraser, device: str, *, as_json: bool) -> int:
+def _nothing(eraser: Eraser, device: str, *, audio: bool, as_json: bool) -> int:
     """Says that there is nothing; returns the exit code."""
     earlier = [one["ended_at"] for one in eraser.earlier()]
     if as_json:
         typer.echo(json.dumps({"found": {}, "erased_before": earlier}))
     elif earlier:
         typer.echo(f"Nothing of device {device} is left; it was erased at {earlier[0]}.")
+        if not audio:
+            typer.echo(AUDIO_STAYS)
     else:
         typer.echo(f"Nothing of device {device} is here; is the id right?")
     return 0 if earlier else 1
 
 
-def _show(found: Counts, device: str, *, as_json: bool) -> None:
+def _show(found: Counts, device: str, *, audio: bool, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"found": found}))
         return
@@ -97,6 +104,8 @@ def _show(found: Counts, device: str, *, as_json: bool) -> None:
             shown.add_row(name.replace("_", " "), str(count))
     console().print(shown)
     typer.echo(f"This is what there is of device {device}. Nothing was erased; --yes does it.")
+    if not audio:
+        typer.echo(AUDIO_STAYS)
 
 
 def _day(text: str | None, option: str) -> date | None:

@@ -31,7 +31,7 @@ def takeover(source: str, *, dry_run: bool, force: bool) -> None:
         if dry_run:
             typer.echo("A check fails; --force takes over all the same." if failed else "Every check is good.")
             typer.echo("Nothing was changed.")
-            return
+            raise typer.Exit(int(failed))
         if failed and not force:
             raise Permanent(f"{source} was not taken over, since a check fails; --force does it all the same")
         done = database.call("toban_set_mode", source=source, mode="live", who="toban takeover", **bounds(settings))

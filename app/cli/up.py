@@ -18,7 +18,7 @@ USE = (
     ("toban add FOLDER --device ID", "put recordings in"),
     ("toban status --watch", "see them go"),
     ("toban doctor", "check everything"),
-    ("celery -A app flower --basic-auth=NAME:PASSWORD", "the Celery dashboard, at http://localhost:5555"),
+    ("FLOWER_BASIC_AUTH=NAME:PASSWORD celery -A app flower", "the Celery dashboard, at http://localhost:5555"),
 )
 
 

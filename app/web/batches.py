@@ -17,7 +17,7 @@ import anyio
 import structlog
 from starlette.concurrency import run_in_threadpool
 
-from app.errors import TobanError
+from app.errors import Refused, TobanError
 from app.services import Services
 
 log = structlog.get_logger("toban.web")
@@ -204,9 +204,14 @@ class Batches:
             return watched.found[1]
 
     async def last_look(self, found: Found) -> Found:
-        """How the batch gets on; what was known of it if that can't be found out soon."""
-        with anyio.move_on_after(LAST_LOOK), suppress(TobanError):
-            seen: Found = await anyio.to_thread.run_sync(self.see, found["id"], abandon_on_cancel=True)
+        """How the batch gets on; what was known of it if that takes too long. Raises `Refused` if it is gone."""
+        with anyio.move_on_after(LAST_LOOK):
+            try:
+                seen: Found = await anyio.to_thread.run_sync(self.see, found["id"], abandon_on_cancel=True)
+            except Refused:
+                raise
+            except TobanError:
+                return found
             return seen
         return found
 

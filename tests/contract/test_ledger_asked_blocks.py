@@ -115,6 +115,37 @@ def test_an_idempotency_key_is_one_request(ledger: Ledger) -> None:
     assert sorted(at_once(*[lambda: ask(ledger, key="new", time_block="14-00")] * 4)) == ["opened", *["repeated"] * 3]
 
 
+def test_in_shadow_mode_what_was_asked_for_is_known(ledger: Ledger) -> None:
+    assert ask(ledger, key="k") == "opened"
+    ledger.call("set_mode", source="analysis", mode="shadow", who="ann")
+    assert seen(ledger)["why"] == [{"code": "shadow"}]
+    assert [ask(ledger, key="k"), ask(ledger, "another", key="k")] == ["repeated", "mismatch"]
+    assert [ask(ledger, key="new"), ask(ledger)] == ["shadow", "shadow"]
+    assert ledger.one("select count(*) from analysis_requests") == 1
+
+
+def test_a_key_whose_item_is_gone_is_new(ledger: Ledger) -> None:
+    ask(ledger, key="k")
+    ledger.call("erase", device="d1")
+    assert ledger.one("select count(*) from analysis_requests") == 0
+    ask(ledger, key="k")
+    ledger.sql("delete from dashboard")
+    ledger.sql("delete from work_items")
+    assert ask(ledger, "another prompt", key="k") == "opened"
+    assert ask(ledger, key="k") == "mismatch"
+    ledger.sql("update analysis_requests set created_at = now() - interval '25 h'")
+    assert not ledger.call("upkeep_requests", days=7)["more"]
+    assert ledger.one("select count(*) from analysis_requests") == 0
+
+
+def test_a_part_of_the_days_takes_their_keys_alone(ledger: Ledger) -> None:
+    ask(ledger, key="a", device_id="a/b")
+    ask(ledger, key="b", device_id="a/b", date="2025-07-19")
+    ask(ledger, key="c")
+    ledger.call("erase", device="a/b", since="2025-07-18", until="2025-07-18")
+    assert {row["idempotency_key"] for row in ledger.sql("select * from analysis_requests")} == {"b", "c"}
+
+
 def test_what_failed_goes_again(ledger: Ledger) -> None:
     ask(ledger)
     ledger.end("fail", running(ledger), kind="permanent", error="it was refused")

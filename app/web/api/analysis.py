@@ -38,6 +38,7 @@ LONGEST_PROMPT = 100_000
 # How long there may be no worker before that is an answer, seconds: one that is replaced is away for a moment.
 GRACE = 10.0
 RETRY_AFTER = 60
+SHADOW = "the source analysis is in shadow mode, in which its rows stay as they are; `toban takeover` ends it"
 
 router = APIRouter(tags=["analysis"])
 
@@ -219,8 +220,7 @@ async def analyze(
             code="idempotency_key_reused",
         )
     if told["how"] == "shadow":
-        words = "the source analysis is in shadow mode, in which its rows stay as they are; `toban takeover` ends it"
-        raise Problem(503, phrase(503), words, code="shadow", headers={"Retry-After": str(RETRY_AFTER)})
+        raise Problem(503, phrase(503), SHADOW, code="shadow", headers={"Retry-After": str(RETRY_AFTER)})
     state.wakes.ask(SOURCE)
     timeout = told["timeout"] or state.settings.gpt.analysis_timeout.total_seconds()
     seconds, applied = patience(
@@ -316,13 +316,17 @@ def settled(found: State, seconds: float) -> bool:
 def blocked(found: State) -> Mapping[str, Any] | None:
     """What keeps an item from being taken, and does not pass by itself in a moment."""
     for reason in found["why"]:
-        if reason["code"] in {"paused", "excluded", "no_worker"} or (reason["code"] == "held" and reason["incident"]):
+        if reason["code"] in {"shadow", "paused", "excluded", "no_worker"} or (
+            reason["code"] == "held" and reason["incident"]
+        ):
             return dict(reason)
     return None
 
 
 def trouble(found: State) -> Problem | None:
     """The problem that a state is; None: the item is done, or goes on."""
+    if found["state"] is None:
+        return Problem(409, phrase(409), "the row was withdrawn: everything of it is gone", code="withdrawn")
     if not found["own"]:
         words = "another request has replaced this prompt while it waited; the block gets the verdict on the later one"
         return Problem(409, phrase(409), words, code="superseded")
@@ -333,9 +337,8 @@ def trouble(found: State) -> Problem | None:
             return Problem(409, phrase(409), f"the row was withdrawn: {found['error']}", code="withdrawn")
         case "completed" if found["result"] is None:
             return Problem(409, phrase(409), "the row was completed elsewhere, without a verdict", code="withdrawn")
-    if (reason := blocked(found)) is not None:
-        return _held(reason)
-    return None
+    reason = blocked(found)
+    return _held(reason) if reason is not None else None
 
 
 def _failed(found: State) -> Problem:
@@ -354,6 +357,8 @@ def _failed(found: State) -> Problem:
 def _held(reason: Mapping[str, Any]) -> Problem:
     after = RETRY_AFTER
     match reason["code"]:
+        case "shadow":
+            code, words = "shadow", SHADOW
         case "paused":
             code, words = "paused", f"the job {reason['job']} is paused"
         case "excluded":

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from app.errors import TobanError
+from app.errors import Refused, TobanError
 from app.speech.transcribe import time_block
 from app.web.api.access import any_of, keyed
 from app.web.api.problems import Problem, errors, phrase
@@ -340,8 +340,16 @@ async def _told(request: Request, state: State, found: Found, last_event_id: str
                 return
             try:
                 found = await batches.latest(watched, found["id"])
+            except Refused:
+                found = _erased(found)
             except TobanError:
                 return  # the client asks again, and hears what is the matter
+
+
+def _erased(found: Found) -> Found:
+    """The last that is told of a batch that is gone: nothing of its files."""
+    nothing = {"items": [], "open": 0, "total": 0, "completed": 0, "why": [], "eta": None}
+    return {**found, **nothing, "cancelled_at": found["cancelled_at"] or found["now"]}
 
 
 def _position(last_event_id: str) -> datetime | None:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app import tracing
-from app.web.pages.common import Json, call, device_zone, modes, note, path, queues
+from app.web.pages.common import Json, call, device_zone, note, path, queues
 from app.web.pages.recordings import moment_of
 from app.web.render import render, url
 from app.web.state import state_of
@@ -24,8 +24,6 @@ def item(request: Request, source: str, key: str, done: str = "") -> Response:
         queue=queues().get(source, "default"),
         zone=device_zone(request).key,
     )
-    if found["item"]["state"] == "pending" and modes(request).get(source, {}).get("mode") == "shadow":
-        found["why"] = [{"code": "shadow"}]
     asked = found["item"]["params"]
     found["item"]["params"] = {name: asked[name] for name in asked if name not in {tracing.PARENT, tracing.EARLIER}}
     return render(

@@ -250,6 +250,36 @@ def test_in_shadow_mode_nothing_is_written(hands: Hands, program: httpx.Client, 
         api.services.database.call("toban_set_mode", source="analysis", mode="live", who="olga")
 
 
+def test_shadow_mode_while_it_waits(hands: Hands, program: httpx.Client, api: Site) -> None:
+    key = {"Idempotency-Key": "before"}
+    hands.listen()
+    done = ask(program, headers=key)
+    sql(api, "update jobs set enabled = false where job = 'analysis'")
+    ask(program, block="13-00", query="?wait=0")
+    api.services.database.call("toban_set_mode", source="analysis", mode="shadow", who="olga")
+    try:
+        assert ask(program, headers=key).text == done.text
+        state = program.get("/analyses/d1/2025-07-18/13-00").json()
+        assert [one["code"] for one in state["waits_for"]] == ["shadow"]
+        sql(api, "update work_items set state = 'pending' where state = 'completed'")
+        answer = ask(program, headers=key)
+        assert code(answer) == (503, "shadow")
+        assert "the block waits" in answer.json()["detail"]
+    finally:
+        api.services.database.call("toban_set_mode", source="analysis", mode="live", who="olga")
+
+
+def test_a_device_that_is_erased_while_it_waits(hands: Hands, program: httpx.Client, api: Site) -> None:
+    key = {"Idempotency-Key": "erased"}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask, program, headers=key)
+        wait_for(lambda: bool(sql(api, "select 1 from work_items")), "the item")
+        api.services.database.call("toban_erase", device="d1")
+        assert code(waiting.result()) == (409, "withdrawn")
+    hands.listen()
+    assert ask(program, headers=key).status_code == 200
+
+
 def test_a_row_that_is_withdrawn(hands: Hands, program: httpx.Client, api: Site) -> None:
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(ask, program)

@@ -286,6 +286,32 @@ def test_a_wait_ends_with_the_cancelling(client: Browser, ledger: Ledger, site: 
     assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
 
 
+def test_in_shadow_mode_nobody_waits(client: Browser, ledger: Ledger) -> None:
+    ledger.call("set_mode", source="transcription", mode="shadow", who="olga")
+    try:
+        ledger.file()
+        answer = post(client, 600)
+        assert (answer.status_code, [one["code"] for one in answer.json()["waits_for"]]) == (202, ["shadow"])
+    finally:
+        ledger.call("set_mode", source="transcription", mode="live", who="olga")
+
+
+def test_a_batch_that_is_erased_while_it_is_followed(client: Browser, ledger: Ledger, site: Site) -> None:
+    ledger.file(path="files/d1/noon.wav")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(post, client, None)
+        wait_for(lambda: bool(ledger.sql("select from batch_requests")), "the batch")
+        url = f"/batches/{ledger.one('select id from batch_requests')}"
+        stream = Stream(site.browser(dict(client.headers)), f"{url}/events")
+        stream.until("batch")
+        ledger.call("erase", device="d1")
+        answer = waiting.result()
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+    _, _, last = stream.until("done")[-1]
+    assert (last["status"], last["processed_files"], last["waits_for"]) == ("cancelled", [], [])
+    assert stream.heard.get(timeout=30) is None
+
+
 def test_batches_that_there_are_not(client: Browser) -> None:
     nothing = "/batches/00000000-0000-4000-8000-000000000000"
     for answer in (client.get(nothing), client.delete(nothing), client.get(f"{nothing}/events")):
