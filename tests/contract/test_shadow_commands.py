@@ -33,7 +33,7 @@ def toban(db: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         shown = capsys.readouterr()
         assert (ended.value.code or 0) == code, shown
         assert "Traceback" not in shown.err
-        return shown.err if code else shown.out
+        return (shown.err or shown.out) if code else shown.out
 
     return run
 
@@ -89,7 +89,7 @@ def test_a_check_that_fails_keeps_a_source_in_shadow_mode(toban: Run, ledger: Le
             ledger.call("monitor", min_every=0)
         case "paused":
             ledger.call("edit_job", job="transcription", enabled=False)
-    shown = toban("takeover", "transcription", "--dry-run")
+    shown = toban("takeover", "transcription", "--dry-run", code=1)
     assert f"FAIL {words}" in shown
     assert shown.endswith("A check fails; --force takes over all the same.\nNothing was changed.\n")
     assert "--force does it all the same" in toban("takeover", "transcription", code=1)
