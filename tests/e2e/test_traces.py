@@ -71,7 +71,8 @@ def test_one_trace_shows_it_all(new_system: NewSystem, collector: Collector, ask
         OTEL_BSP_SCHEDULE_DELAY="100",
         OPENAI_BASE_URL=asked.url,
         OPENAI_API_KEY=KEY,
-        # Workers claim for themselves at each heartbeat; here it is beat's turn.
+        # Workers claim for themselves at each heartbeat, and who listens at once; here it is beat's turn.
+        TOBAN_LISTEN="false",
         TOBAN_HEARTBEAT="10",
         TOBAN_LEASE="60",
     )
