@@ -34,10 +34,12 @@ def in_use(sources: Iterable[Json], counts: Iterable[str]) -> list[Json]:
 
 def slots(status: Status) -> dict[str, int]:
     """Each expected queue and how much its live workers can run at once."""
-    return {
-        queue: sum(worker["slots"] for worker in status["workers"] if queue in worker["queues"])
-        for queue in sorted(expected_queues(status))
-    }
+    return {queue: room(status["workers"], queue) for queue in sorted(expected_queues(status))}
+
+
+def room(workers: Iterable[Mapping[str, Any]], queue: str) -> int:
+    """How much the workers of a queue can run at once; `workers` as the ledger's functions list the living ones."""
+    return sum(worker["slots"] for worker in workers if queue in worker["queues"])
 
 
 def worker_command(queue: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from app.health import duration
+from app.health import duration, room
 from app.sources import registry
 from beat_schedule import timetable
 
@@ -67,7 +67,7 @@ def _queues(health: Health) -> dict[str, list[str]]:
 
 
 def _worker(health: Health, queue: str, sources: list[str]) -> Part:
-    slots = sum(worker["slots"] for worker in health["workers"] if queue in worker["queues"])
+    slots = room(health["workers"], queue)
     if slots:
         return Part(True, f"room for {slots} at once")
     waits = any(one["due"] is not None and not one["shadow"] for one in health["sources"] if one["source"] in sources)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from app.database import Database
 from app.errors import Permanent
-from app.health import duration, since, worker_command
+from app.health import duration, room, since, worker_command
 from app.shadow import known
 from app.sources import SHADOW, registry
 
@@ -63,7 +63,7 @@ def checks(database: Database, source: str, mode: Json) -> Iterator[Check]:
 
 
 def _worker(status: Json, queue: str) -> Check:
-    slots = sum(worker["slots"] for worker in status["workers"] if queue in worker["queues"])
+    slots = room(status["workers"], queue)
     if slots:
         return Check("OK", f"live workers listen to {queue}, {slots} at once")
     return Check("FAIL", f"no worker listens to {queue}: `{worker_command(queue)}`")

@@ -6,7 +6,7 @@ One poller a process looks at all batches that anybody waits for or follows; a w
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as clock
@@ -19,6 +19,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.errors import Refused, TobanError
 from app.services import Services
+from app.web.polling import polling
 
 log = structlog.get_logger("toban.web")
 
@@ -116,22 +117,9 @@ class Batches:
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def polling(self) -> AsyncIterator[None]:
+    def polling(self) -> AbstractAsyncContextManager[None]:
         """The poller runs inside this block."""
-        poller = asyncio.create_task(self._poll(), name="toban-batches")
-        try:
-            yield
-        finally:
-            poller.cancel()
-            with suppress(asyncio.CancelledError):
-                await poller
-
-    async def _poll(self) -> None:
-        while True:
-            if self._watched:
-                await self._look()
-            await asyncio.sleep(INTERVAL)
+        return polling(self._look, lambda: bool(self._watched), INTERVAL, "toban-batches")
 
     async def _look(self) -> None:
         asked = dict(self._watched)  # whoever comes while the database is asked is not in its answer

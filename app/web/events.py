@@ -8,7 +8,7 @@ Source: WHATWG HTML, section 9.2, "Server-sent events".
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, suppress
 
 import anyio
 import structlog
@@ -20,6 +20,7 @@ from app.database import Database
 from app.errors import TobanError
 from app.web.auth import Viewer
 from app.web.i18n import t
+from app.web.polling import polling
 from app.web.signing import fingerprint
 from app.web.state import state_of
 
@@ -57,23 +58,10 @@ class Events:
         self._away = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    @asynccontextmanager
-    async def polling(self) -> AsyncIterator[None]:
+    def polling(self) -> AbstractAsyncContextManager[None]:
         """The poller runs inside this block."""
         self._loop = asyncio.get_running_loop()
-        poller = asyncio.create_task(self._poll(), name="toban-stamp")
-        try:
-            yield
-        finally:
-            poller.cancel()
-            with suppress(asyncio.CancelledError):
-                await poller
-
-    async def _poll(self) -> None:
-        while True:
-            if self._listeners:
-                await self._look()
-            await asyncio.sleep(INTERVAL)
+        return polling(self._look, lambda: bool(self._listeners), INTERVAL, "toban-stamp")
 
     async def _look(self) -> None:
         sessions = sorted({listener.session for listener in self._listeners if listener.session})

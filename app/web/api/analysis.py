@@ -24,11 +24,10 @@ from app.services import Services
 from app.web.api.access import any_of, legacy
 from app.web.api.batches import Reason
 from app.web.api.problems import Problem, errors, phrase
+from app.web.api.shared import key_reused, link, waits_for
 from app.web.api.waiting import State, Waiting
 from app.web.auth import User
-from app.web.pages.words import why
 from app.web.prefer import Began, Prefer, Wait, patience
-from app.web.reader import reader
 from app.web.state import state_of
 from app.web.wakes import Wakes
 
@@ -213,12 +212,7 @@ async def analyze(
     digest = sha256(asked.prompt.encode()).hexdigest()
     told = await run_in_threadpool(_ask, state.services.database, values, caller.name, idempotency_key)
     if told["how"] == "mismatch":
-        raise Problem(
-            422,
-            phrase(422),
-            "this Idempotency-Key was used for another request; take a new one",
-            code="idempotency_key_reused",
-        )
+        raise key_reused()
     if told["how"] == "shadow":
         raise Problem(503, phrase(503), SHADOW, code="shadow", headers={"Retry-After": str(RETRY_AFTER)})
     state.wakes.ask(SOURCE)
@@ -394,15 +388,12 @@ def _state(request: Request, values: Mapping[str, str], found: State) -> dict[st
     return {
         **_told(values, found),
         "state": found["state"],
-        "waits_for": [
-            {"code": one["code"], "detail": why(one).striptags()} for one in found["why"] if one["code"] != "full"
-        ],
+        "waits_for": waits_for(one for one in found["why"] if one["code"] != "full"),
         "status_url": _status_url(request, values),
         "error": found["error"],
     }
 
 
 def _status_url(request: Request, values: Mapping[str, str]) -> str:
-    base = state_of(request).settings.web.web_base_url
     parts = [quote(values[name], safe="") for name in ("device_id", "date", "time_block")]
-    return f"{base.rstrip('/') if base else reader().root}/analyses/{'/'.join(parts)}"
+    return link(request, f"/analyses/{'/'.join(parts)}")

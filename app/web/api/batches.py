@@ -20,10 +20,10 @@ from app.errors import Refused, TobanError
 from app.speech.transcribe import time_block
 from app.web.api.access import any_of, keyed
 from app.web.api.problems import Problem, errors, phrase
+from app.web.api.shared import link, waits_for
 from app.web.auth import User
 from app.web.batches import Batches, Found
-from app.web.pages.words import share, why
-from app.web.reader import reader
+from app.web.pages.words import share
 from app.web.state import State, state_of
 
 PING = 15  # s between heartbeats, so that proxies keep a silent stream open
@@ -205,14 +205,14 @@ def _message(found: Found, processed: int) -> str:
 
 def under_way(request: Request, found: Found) -> dict[str, Any]:
     """`UnderWay`."""
-    here = link(request, found["id"])
+    here = address(request, found["id"])
     return {
         **answer(found, state_of(request).settings.audio.zone),
         "batch_id": found["id"],
         "status_url": here,
         "events_url": f"{here}/events",
         "eta_seconds": None if found["eta"] is None else round(found["eta"]),
-        "waits_for": [{"code": one["code"], "detail": why(one).striptags()} for one in found["why"]],
+        "waits_for": waits_for(found["why"]),
     }
 
 
@@ -240,10 +240,9 @@ def file(item: Found, zone: ZoneInfo) -> dict[str, Any]:
     }
 
 
-def link(request: Request, batch: str) -> str:
-    """Where a batch is: with the address that the settings name, else with the path that a proxy cuts off."""
-    base = state_of(request).settings.web.web_base_url
-    return f"{base.rstrip('/') if base else reader().root}/batches/{batch}"
+def address(request: Request, batch: str) -> str:
+    """Where a batch is."""
+    return link(request, f"/batches/{batch}")
 
 
 def _moment(text: str) -> datetime:

@@ -14,8 +14,9 @@ from starlette.requests import ClientDisconnect
 
 from app.speech.memory import SIZES
 from app.web.api.access import legacy
-from app.web.api.batches import Answer, UnderWay, answer, link, under_way
+from app.web.api.batches import Answer, UnderWay, address, answer, under_way
 from app.web.api.problems import Problem, errors, phrase
+from app.web.api.shared import key_reused
 from app.web.auth import User
 from app.web.batches import SOURCE, Found, hold
 from app.web.prefer import Began, Prefer, Wait, patience
@@ -116,7 +117,7 @@ async def fetch_and_transcribe(
                 raise ClientDisconnect
             found = await state.batches.last_look(found)
     headers = {"Preference-Applied": applied} if applied else {}
-    here = link(request, found["id"])
+    here = address(request, found["id"])
     if not found["open"]:
         headers["Link"] = f'<{here}>; rel="describedby"'
         return JSONResponse(answer(found, state.settings.audio.zone), 200, headers)
@@ -136,12 +137,7 @@ def _ask(request: Request, user: User, asked: Transcription, key: str) -> Found:
         fingerprint=hashlib.sha256(body.encode()).hexdigest(),
     )
     if "conflict" in told:
-        raise Problem(
-            422,
-            phrase(422),
-            "this Idempotency-Key was used for another request; take a new one",
-            code="idempotency_key_reused",
-        )
+        raise key_reused()
     if refused := told.get("refused"):
         models, fits = refused["models"], [size for size in SIZES if size in refused["fits"]]
         raise Problem(

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
 import structlog
@@ -11,6 +11,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from app.errors import TobanError
+from app.web.polling import polling
 
 log = structlog.get_logger("toban.web")
 
@@ -50,16 +51,9 @@ class Waiting:
         self._ending = False
         self._away = False
 
-    @asynccontextmanager
-    async def polling(self) -> AsyncIterator[None]:
+    def polling(self) -> AbstractAsyncContextManager[None]:
         """The poller runs inside this block."""
-        poller = asyncio.create_task(self._poll(), name="toban-waiting")
-        try:
-            yield
-        finally:
-            poller.cancel()
-            with suppress(asyncio.CancelledError):
-                await poller
+        return polling(self._look_once, lambda: bool(self._waiters), INTERVAL, "toban-waiting")
 
     def end(self) -> None:
         """The process stops: whoever waits is answered now. Called within the event loop."""
@@ -87,12 +81,6 @@ class Waiting:
         finally:
             self._waiters.discard(waiter)
         return waiter.latest
-
-    async def _poll(self) -> None:
-        while True:
-            if self._waiters:
-                await self._look_once()
-            await asyncio.sleep(INTERVAL)
 
     async def _look_once(self) -> None:
         waiters = list(self._waiters)
