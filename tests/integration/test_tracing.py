@@ -139,7 +139,8 @@ def test_one_line_tells_that_it_is_away_and_one_that_it_is_back(
         with tracing.span("taken"):
             pass
         provider.force_flush()
-    assert [line["event"] for line in told] == ["traces.away", "traces.back"]
+    # Servers of other tests live on in this process, with threads that tell of their own matters.
+    assert [event for line in told if (event := line["event"]).startswith("traces.")] == ["traces.away", "traces.back"]
     assert [span.name for span in collector.spans] == ["taken"]
 
 
