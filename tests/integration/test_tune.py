@@ -162,7 +162,9 @@ def test_killed_in_the_middle_nothing_is_left(tmp_path: Path, how: signal.Signal
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "TMPDIR": str(tmp_path / "tmp"),
     }
-    command = [sys.executable, "-c", "from app.cli import main; main(['tune'])"]
+    # Whatever a shell without job control runs in the background ignores Ctrl-C, these tests and what they start too.
+    heeding = "from signal import SIGINT, default_int_handler, signal; signal(SIGINT, default_int_handler)"
+    command = [sys.executable, "-c", f"{heeding}; from app.cli import main; main(['tune'])"]
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         parent = psutil.Process(process.pid)
