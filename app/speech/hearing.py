@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from heapq import merge
 from pathlib import Path
 from threading import Lock
 
@@ -184,13 +185,15 @@ class _Hearing:
         chunks: list[Chunk] = []
         for found in stretches(pieces, self.until):
             if isinstance(found, Stretch):
-                if not chunks or not chunks[-1].takes(found):
+                # A model takes as long for half a chunk as for a full one: the first that has room takes the stretch.
+                chunk = next((chunk for chunk in chunks if chunk.takes(found)), None)
+                if chunk is None:
                     if len(chunks) == self._room():
                         self._understand(chunks)
                         self._keep()
                         chunks = []
-                    chunks.append(Chunk([]))
-                chunks[-1].stretches.append(found)
+                    chunks.append(chunk := Chunk([]))
+                chunk.stretches.append(found)
             elif not chunks:
                 self._reach(found)
             elif found - chunks[0].stretches[0].start > _SPAN:
@@ -224,8 +227,8 @@ class _Hearing:
             if not left:
                 break
             rest = left
-        for of in words:
-            self.segments += segments(of, self.segments[-1].end if self.segments else 0.0, self.total)
+        spoken = merge(*words, key=lambda word: word.start)
+        self.segments += segments(spoken, self.segments[-1].end if self.segments else 0.0, self.total)
         self.each = (time.monotonic() - began) / len(chunks)
 
     def _room(self) -> int:
