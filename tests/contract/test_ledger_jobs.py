@@ -474,7 +474,10 @@ def test_status(ledger: Ledger) -> None:
     (source,) = [s for s in status["sources"] if s["source"] == "transcription"]
     assert [source[state] for state in ("pending", "queued", "processing", "completed", "failed")] == [1, 0, 1, 1, 1]
     assert source["oldest_due"] is not None
-    assert [worker["id"] for worker in status["workers"]] == ["w1"]
+    ledger.heartbeat("w2")
+    # It runs since its last heartbeat.
+    workers = ledger.call("status")["workers"]
+    assert [(worker["id"], worker["busy"]) for worker in workers] == [("w1", 1), ("w2", 0)]
     assert [job["job"] for job in status["jobs"]] == ["dispatch"]
     assert [item["key"] for item in status["running"]] == ["d1/2025-07-18T00:03:00Z"]
     assert [item["last_error"] for item in status["failed"]] == ["壊れた"]
