@@ -114,6 +114,12 @@ def batches(database: Database, function: str, **params: Any) -> Iterator[dict[s
             return
 
 
+def drain(database: Database, function: str, **params: Any) -> None:  # noqa: ANN401
+    """The same, for what nobody counts."""
+    for _ in batches(database, function, **params):
+        pass
+
+
 def told(gone: Counter[str]) -> str:
     """What went, in one line."""
     named = [f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(gone.items()) if count]
