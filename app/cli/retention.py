@@ -31,5 +31,6 @@ def retention(*, dry_run: bool, as_json: bool) -> None:
         shown.add_column(column, header_style="dim")
     for kind, (name, setting) in KINDS.items():
         kept = days[name]
-        shown.add_row(kind.replace("_", " "), f"{kept} days" if kept else "ever", str(found.get(kind, "")), setting)
+        period = "ever" if not kept else "1 day" if kept == 1 else f"{kept} days"
+        shown.add_row(kind.replace("_", " "), period, str(found.get(kind, "")), setting or "")
     console().print(shown)
