@@ -7,9 +7,8 @@ from typing import Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from app.cli.console import console
+from app.cli.console import Grid, console
 from app.database import open_database
 from app.errors import Permanent
 from app.health import duration as coarse
@@ -114,11 +113,10 @@ PARSERS: Mapping[str, Callable[[str], object]] = {
 }  # fmt: skip
 
 
-def table(jobs: Iterable[Row]) -> Table:
+def table(jobs: Iterable[Row]) -> Grid:
     """What is set for `jobs`, and how the last run of each went."""
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("job", "every", "state", "rows", "limit", "timeout", "last run", "outcome", "message"):
-        shown.add_column(column, header_style="dim", overflow="fold")
+    shown = Grid("job", "every", "state", "rows", "limit", "timeout", "last run", "outcome", "message",
+                 texts={"message"})  # fmt: skip
     now = datetime.now().astimezone()
     for job in jobs:
         started = job["last_started_at"]

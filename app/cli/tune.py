@@ -11,9 +11,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.spinner import Spinner
-from rich.table import Table
 
-from app.cli.console import console
+from app.cli.console import Grid, console
 from app.settings import Whisper, load_group
 from app.speech.memory import cores
 from app.speech.trial import Candidate, Sample, sample, shipped, start_of
@@ -110,10 +109,8 @@ def _shown(screen: Console) -> Iterator[_Results]:
             results.over()  # without the spinner, however it ended
 
 
-def _table(results: Sequence[Result]) -> Table:
-    table = Table(*_HEADS, box=None, pad_edge=False)
-    for column in table.columns[:-1]:
-        column.justify = "right"
+def _table(results: Sequence[Result]) -> Grid:
+    table = Grid(*_HEADS, right=_HEADS[:-1], texts=_HEADS[-1:])
     best = max(results, key=lambda one: one.speed, default=None)
     for one in results:
         speed = f"{one.speed:.1f}" if one.speed else ""
