@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from app.cli.console import Grid, console
+from app.cli.hints import here
 from app.database import open_database
 from app.settings import Database, Web, load_group
 from app.web.accounts import LINK_LIFE, Accounts, Role, check_password
@@ -44,7 +45,7 @@ def list_users() -> None:
     with _accounts() as accounts:
         users = accounts.users()
     if not users:
-        typer.echo("There is no account. `toban user add NAME --role operator` makes one.")
+        typer.echo(here("There is no account. `toban user add NAME --role operator` makes one."))
         return
     table = Grid("name", "role", "made", "last sign-in", "sessions")
     for user in users:
@@ -94,7 +95,7 @@ def list_keys() -> None:
     with _accounts() as accounts:
         keys = accounts.keys()
     if not keys:
-        typer.echo("There is no key. `toban key add NAME --scope badge` makes one.")
+        typer.echo(here("There is no key. `toban key add NAME --scope badge` makes one."))
         return
     table = Grid("name", "key", "scopes", "made", "ends", "last used", "state")
     for key in keys:

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from app.cli.console import Grid, console
+from app.cli.hints import here
 from app.database import open_database
 from app.errors import Permanent
 from app.health import duration as coarse
@@ -41,9 +42,10 @@ def list_jobs(*, as_json: bool) -> None:
     if jobs:
         screen.print(table(jobs.values()))
     if missing := sorted(in_timetable().keys() - jobs.keys()):
-        screen.print(
+        told = (
             f"Not introduced yet: {', '.join(missing)}. A worker does it when it starts, and so does `toban jobs set`."
         )
+        screen.print(escape(here(told)))
 
 
 def set_job(job: str, *, enabled: bool | None, **texts: str | None) -> None:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from app.cli.console import Grid, console
+from app.cli.hints import here
 from app.errors import NotReady
 from app.settings import Whisper, load_group
 from app.speech.models import Model, Models
@@ -69,7 +70,7 @@ def verify(names: Sequence[str], engine: str | None) -> None:
         told = escape(f"{what}: {'; '.join(problems)}" if problems else what)
         screen.print(f"[bold red]damaged[/] {told}" if problems else f"[green]whole[/]   {told}", soft_wrap=True)
     if damaged:
-        screen.print("`toban models pull NAME` downloads a damaged model again.")
+        screen.print(escape(here("`toban models pull NAME` downloads a damaged model again.")), soft_wrap=True)
         raise typer.Exit(1)
 
 

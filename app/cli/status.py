@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 
 from app.cli.console import Grid, console
+from app.cli.hints import here
 from app.database import Database, open_database
 from app.errors import Transient
 from app.health import STATES, Status, duration, in_use, overdue, share, since, slots, worker_command
@@ -66,7 +67,7 @@ def rendered(status: Status) -> RenderableType:
         for one in status["incidents"]
         if one["kind"] != "items"  # they have a table
     ]
-    parts += [f"[bold yellow]{escape(warning)}[/]" for warning in warnings(status)]
+    parts += [f"[bold yellow]{escape(here(warning))}[/]" for warning in warnings(status)]
     parts.append(_jobs(status, now))
     if status["running"]:
         parts.append(_running(status, now))

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.spinner import Spinner
 
 from app.cli.console import Grid, console
+from app.cli.hints import here
 from app.settings import Whisper, load_group
 from app.speech.memory import cores
 from app.speech.trial import Candidate, Sample, sample, shipped, start_of
@@ -59,7 +60,9 @@ def tune(file: Path | None, *, as_json: bool) -> None:
     if set_by_hand:
         screen.print(f"Take {', '.join(set_by_hand)} out of the settings, and workers use it from their next start.")
     else:
-        screen.print("Workers use it from their next start. `toban tune --forget` takes it back.")
+        screen.print(
+            escape(here("Workers use it from their next start. `toban tune --forget` takes it back.")), soft_wrap=True
+        )
     if others:
         screen.print(_advice(settings.compute_type, best.speed, others))
 

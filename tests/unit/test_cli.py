@@ -13,6 +13,7 @@ import pytest
 
 from app.cli import main
 from app.cli.errors import told
+from app.cli.hints import here
 from app.cli.status import rendered
 from app.errors import Permanent
 from app.health import STATES, duration, overdue, share
@@ -347,3 +348,57 @@ def test_the_demo_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch
 
     with pytest.raises(StackError, match=r"pip install 'toban\[demo\]'"):
         check_installed({"DATABASE_URL"})
+
+
+HINT = "`toban up`, or `FLOWER_BASIC_AUTH=NAME:PASSWORD celery -A app flower`; toban says `celery`"
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The commands of this program in a folder that is not in PATH."""
+    folder = tmp_path / "clone" / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    for program in ("toban", "celery", "python"):
+        (folder / program).write_text("#!/bin/sh\n")
+        (folder / program).chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin")
+    return folder
+
+
+def test_hints_name_commands_that_are_found(monkeypatch: pytest.MonkeyPatch, installed: Path, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path / "clone")
+    own = ".venv/bin/"
+    assert here(HINT) == (
+        f"`{own}toban up`, or `FLOWER_BASIC_AUTH=NAME:PASSWORD {own}celery -A app flower`; toban says `{own}celery`"
+    )
+    assert told(Permanent("run `toban migrate`")) == "toban: run `.venv/bin/toban migrate`"
+    # From elsewhere by the whole path; and another program of that name is not this one.
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "toban").write_text("#!/bin/sh\n")
+    (other / "toban").chmod(0o755)
+    monkeypatch.setenv("PATH", str(other))
+    assert here("`toban up`") == "`clone/.venv/bin/toban up`"
+    monkeypatch.chdir(other)
+    assert here("`toban up`") == f"`{installed}/toban up`"
+
+
+def test_hints_stay_short_where_the_commands_are_found_by_name(
+    monkeypatch: pytest.MonkeyPatch, installed: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(installed))
+    assert here(HINT) == HINT
+    # Linked into PATH, as pipx does.
+    links = installed.parent / "links"
+    links.mkdir()
+    for program in ("toban", "celery"):
+        (links / program).symlink_to(installed / program)
+    monkeypatch.setenv("PATH", str(links))
+    assert here(HINT) == HINT
+    # Run from its folder, nothing is installed at all.
+    for program in ("toban", "celery"):
+        (links / program).unlink()
+        (installed / program).unlink()
+    assert here(HINT) == HINT
