@@ -11,14 +11,17 @@ from app.settings import Settings
 
 # Calls of each function in one run; what is left then waits for the next one.
 BATCHES = 100
+# Keys of requests hold for a day, and a worker process without news is forgotten after one.
+A_DAY = 1
 # Recordings whose audio is deleted at once.
 OBJECTS = 500
 
-KINDS = {
+KINDS: dict[str, tuple[str, str | None]] = {
     "audio": ("audio_days", "RETENTION_AUDIO_DAYS"),
     "segments": ("segments_days", "RETENTION_SEGMENTS_DAYS"),
     "transcripts": ("transcripts_days", "RETENTION_TRANSCRIPTS_DAYS"),
     "texts": ("transcripts_days", "RETENTION_TRANSCRIPTS_DAYS"),
+    "prompted_blocks": ("transcripts_days", "RETENTION_TRANSCRIPTS_DAYS"),
     "compared_texts": ("transcripts_days", "RETENTION_TRANSCRIPTS_DAYS"),
     "compared_prompts": ("prompts_days", "RETENTION_PROMPTS_DAYS"),
     "parts": ("parts_days", "RETENTION_PARTS_DAYS"),
@@ -30,13 +33,16 @@ KINDS = {
     "incident_logs": ("errors_days", "RETENTION_ERRORS_DAYS"),
     "items": ("items_days", "TOBAN_KEEP_ITEMS_DAYS"),
     "batches": ("batches_days", "TOBAN_KEEP_BATCHES_DAYS"),
+    "request_keys": ("request_keys_days", None),
     "runs": ("runs_days", "TOBAN_KEEP_RUNS_DAYS"),
     "calls": ("calls_days", "TOBAN_KEEP_CALLS_DAYS"),
     "incidents": ("incidents_days", "TOBAN_KEEP_INCIDENTS_DAYS"),
+    "messages": ("incidents_days", "TOBAN_KEEP_INCIDENTS_DAYS"),
     "reports": ("incidents_days", "TOBAN_KEEP_INCIDENTS_DAYS"),
     "audit": ("audit_days", "TOBAN_KEEP_AUDIT_DAYS"),
+    "workers": ("workers_days", None),
 }
-"""Every kind that people ask for: its name in `limits`, and the setting that says how long it is kept."""
+"""Every kind: its name in `limits`, and the setting that says how long it is kept; None: always as long."""
 
 _NAMES = ("segments", "transcripts", "prompts", "results", "parts", "errors")
 
@@ -49,6 +55,8 @@ def limits(settings: Settings) -> dict[str, int | None]:
         "audio_days": kept.audio_days,
         "items_days": settings.ledger.keep_items_days,
         "batches_days": settings.ledger.keep_batches_days,
+        "request_keys_days": A_DAY,
+        "workers_days": A_DAY,
         "runs_days": settings.ledger.keep_runs_days,
         "calls_days": settings.ledger.keep_calls_days,
         "incidents_days": settings.monitor.keep_incidents_days,
@@ -80,9 +88,12 @@ def retain(services: Services) -> Counter[str]:
     for done in batches(
         services.database, "toban_upkeep_monitor", days=days["incidents_days"], audit_days=days["audit_days"]
     ):
-        gone.update({"incidents": done["incidents"], "reports": done["reports"], "audit": done["entries"]})
+        gone.update({"incidents": done["incidents"], "messages": done["alerts"]})
+        gone.update({"reports": done["reports"], "audit": done["entries"]})
     for done in batches(services.database, "toban_upkeep_requests", days=days["batches_days"]):
-        gone["batches"] += done["forgotten"]
+        gone.update({"batches": done["forgotten"], "request_keys": done["keys"]})
+    for done in batches(services.database, "toban_upkeep_calls", calls_days=days["calls_days"]):
+        gone["calls"] += done["forgotten"]
     if days["audio_days"]:
         for _ in range(BATCHES):
             deleted = delete_audio(services.database, services.audio, days=days["audio_days"])
@@ -112,6 +123,12 @@ def batches(database: Database, function: str, **params: Any) -> Iterator[dict[s
         yield answer
         if not answer["more"]:
             return
+
+
+def drain(database: Database, function: str, **params: Any) -> None:  # noqa: ANN401
+    """The same, for what nobody counts."""
+    for _ in batches(database, function, **params):
+        pass
 
 
 def told(gone: Counter[str]) -> str:

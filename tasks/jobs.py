@@ -8,7 +8,7 @@ from app.dispatch import dispatch as dispatch_source
 from app.errors import Permanent, TobanError
 from app.gpt.batches import run_batches
 from app.gpt.prompts import write_prompts
-from app.retention import batches, retain, told
+from app.retention import batches, drain, retain, told
 from app.runtime import Runtime
 from app.sources import registry
 from tasks.base import Summary, run_job, send_item
@@ -30,22 +30,20 @@ def reconcile(job: str = "reconcile") -> dict[str, Any]:
     """Mend what the triggers missed, and bring every report up to date."""
 
     def work(runtime: Runtime) -> Summary:
+        database = runtime.services.database
         opened = closed = 0
-        for mended in batches(runtime.services.database, "toban_reconcile"):
+        for mended in batches(database, "toban_reconcile"):
             # A source whose table is gone must not keep the others from being mended; it is told when they are.
             broken = [f"{source['source']}: {source['error']}" for source in mended["sources"] if "error" in source]
             opened += sum(source.get("opened", 0) for source in mended["sources"])
             closed += sum(source.get("closed", 0) for source in mended["sources"])
-        for done in batches(runtime.services.database, "toban_forget_recordings"):
+        for done in batches(database, "toban_forget_recordings"):
             closed += done["forgotten"]
-        keep = runtime.services.settings.ledger.keep_calls_days
-        for _ in batches(runtime.services.database, "toban_upkeep_calls", calls_days=keep):
-            pass
-        keep_rows = runtime.services.settings.ledger.keep_items_days
-        for _ in batches(runtime.services.database, "toban_upkeep_shadow", days=keep_rows):
-            pass
+        keep = runtime.services.settings.ledger
+        drain(database, "toban_upkeep_calls", calls_days=keep.keep_calls_days)
+        drain(database, "toban_upkeep_shadow", days=keep.keep_items_days)
         # What nobody scrapes must not pile up.
-        runtime.services.database.call("toban_metrics")
+        database.call("toban_metrics")
         if broken:
             raise Permanent("; ".join(broken))
         return {"message": f"{opened} opened, {closed} closed", "changed": opened + closed}

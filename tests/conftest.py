@@ -1,6 +1,8 @@
 """Servers that live for the session, and a fresh database for each test that asks for one."""
 
 import itertools
+import os
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +14,9 @@ from tests.support.servers import PgBouncer, Postgres, PostgREST, RabbitMQ, Redi
 from tests.support.speech import make_wav, spoken
 
 TEMPLATE = "toban_template"
+
+# As after `activate`, so that hints name the commands without their folder.
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,30 @@ import typer
 
 app = typer.Typer(
     name="toban",
-    help="Every waiting database row becomes exactly one task. `toban demo` shows it on this machine.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+
+def _version(asked: bool) -> None:  # noqa: FBT001 - typer's
+    if asked:
+        from app.tracing import program
+
+        typer.echo(f"toban {program()}")
+        raise typer.Exit
+
+
+@app.callback()
+def toban(
+    *,
+    _: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Every waiting database row becomes exactly one task. `toban demo` shows it on this machine."""
+
 
 Device = Annotated[str, typer.Option("--device", help="The device's id.", metavar="ID")]
 

@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from app.cli.console import console
+from app.cli.console import Grid, console
+from app.cli.hints import here
 from app.database import open_database
 from app.settings import Database, Web, load_group
 from app.web.accounts import LINK_LIFE, Accounts, Role, check_password
@@ -45,9 +45,9 @@ def list_users() -> None:
     with _accounts() as accounts:
         users = accounts.users()
     if not users:
-        typer.echo("There is no account. `toban user add NAME --role operator` makes one.")
+        typer.echo(here("There is no account. `toban user add NAME --role operator` makes one."))
         return
-    table = Table("name", "role", "made", "last sign-in", "sessions", box=None, pad_edge=False)
+    table = Grid("name", "role", "made", "last sign-in", "sessions")
     for user in users:
         made, seen = _day(user["created_at"]), _day(user["signed_in_at"])
         table.add_row(escape(user["name"]), user["role"], made, seen, str(user["sessions"]))
@@ -95,9 +95,9 @@ def list_keys() -> None:
     with _accounts() as accounts:
         keys = accounts.keys()
     if not keys:
-        typer.echo("There is no key. `toban key add NAME --scope badge` makes one.")
+        typer.echo(here("There is no key. `toban key add NAME --scope badge` makes one."))
         return
-    table = Table("name", "key", "scopes", "made", "ends", "last used", "state", box=None, pad_edge=False)
+    table = Grid("name", "key", "scopes", "made", "ends", "last used", "state")
     for key in keys:
         state = "live" if key["live"] else "revoked" if key["revoked_at"] else "too old"
         table.add_row(

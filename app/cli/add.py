@@ -6,6 +6,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
+from app.cli.hints import here
 from app.errors import Permanent
 from app.intake import put_files, put_rows
 from app.recordings import Recording, check_device, find, timed
@@ -27,7 +28,7 @@ def add(path: Path, device_id: str, at: str | None) -> None:
     for recording in recordings:
         local = recording.recorded_at.astimezone(audio.zone)
         typer.echo(f"{local:%Y-%m-%d %H:%M:%S} {recording.file} → {recording.key(audio.zone)}")
-    typer.echo(f"{len(recordings)} put in and waiting; `toban status --watch` shows them go.")
+    typer.echo(here(f"{len(recordings)} put in and waiting; `toban status --watch` shows them go."))
 
 
 def moment(text: str, zone: ZoneInfo) -> datetime:

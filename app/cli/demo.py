@@ -15,6 +15,7 @@ from rich.table import Table
 import app
 from app.cli.console import console
 from app.cli.follow import Item, Verdict, follow, verdicts
+from app.cli.hints import here
 from app.cli.up import stop_like_ctrl_c
 from app.embedded import Stack
 from app.embedded.environment import PLACES, own_values
@@ -48,7 +49,8 @@ def demo(audio: Path | None) -> None:
         if failed := [item for item in items if item.state == "failed"]:
             screen.print(f"[bold red]{len(failed)} of {len(items)} recordings failed[/]; the reasons stand above.")
             raise typer.Exit(1)
-        screen.print("[bold green]Done.[/] `toban up` keeps the same running, with its data in .toban/.")
+        keep = escape(here("`toban up` keeps the same running, with its data in .toban/."))
+        screen.print(f"[bold green]Done.[/] {keep}", soft_wrap=True)
     except KeyboardInterrupt:
         screen.print("\nStopped; nothing is left running.")
         raise typer.Exit(130) from None

@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from app.cli.console import console
 from app.cli.errors import without_passwords
+from app.cli.hints import here
 from app.doctor import examine
 
 STYLES = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
@@ -20,11 +21,11 @@ def doctor(speech: Path | None) -> None:
         counts[finding.level] += 1
         style = STYLES[finding.level]
         screen.print(
-            f"[{style}]{finding.level:4}[/] [dim]{finding.code}[/] {escape(without_passwords(finding.what))}",
+            f"[{style}]{finding.level:4}[/] [dim]{finding.code}[/] {escape(without_passwords(here(finding.what)))}",
             soft_wrap=True,
         )
         if finding.remedy:
-            screen.print(f"          → {escape(finding.remedy)}", soft_wrap=True)
+            screen.print(f"          → {escape(here(finding.remedy))}", soft_wrap=True)
     screen.print(f"\n{counts['OK']} fine, {counts['WARN']} to look at, {counts['FAIL']} broken")
     if counts["FAIL"]:
         raise typer.Exit(1)

@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import typer
-from rich.table import Table
 
-from app.cli.console import console
+from app.cli.console import Grid, console
 from app.database import open_database
 from app.erase import Counts, Eraser, Wanted
 from app.errors import Permanent
@@ -96,9 +95,7 @@ def _show(found: Counts, device: str, *, audio: bool, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"found": found}))
         return
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    shown.add_column("what", header_style="dim")
-    shown.add_column("there is", header_style="dim", justify="right")
+    shown = Grid("what", "there is", right={"there is"})
     for name, count in sorted(found.items()):
         if count:
             shown.add_row(name.replace("_", " "), str(count))

@@ -2,6 +2,7 @@
 
 import re
 
+from app.cli.hints import here
 from app.embedded.errors import StackError
 from app.errors import TobanError
 from app.settings import SettingsError
@@ -26,7 +27,7 @@ def without_passwords(text: str) -> str:
 
 def told(error: BaseException) -> str:
     """The message for `error`."""
-    return without_passwords(_told(error))
+    return here(without_passwords(_told(error)))
 
 
 def _told(error: BaseException) -> str:

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from rich.markup import escape
-from rich.table import Table
 
-from app.cli.console import console
+from app.cli.console import Grid, console
 from app.config_import import JOBS, Setting, Switchboard, read
 from app.database import open_database
 from app.jobs import Row, edit, in_database, in_timetable, introduced
@@ -38,10 +37,8 @@ def import_config(path: Path, *, dry_run: bool) -> None:
     screen.print(_summary(found, before, dry_run=dry_run), soft_wrap=True)
 
 
-def _table(found: Switchboard, before: dict[str, Row]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("config.json", "value", "job", "setting", "was", "is"):
-        table.add_column(column, header_style="dim", overflow="fold")
+def _table(found: Switchboard, before: dict[str, Row]) -> Grid:
+    table = Grid("config.json", "value", "job", "setting", "was", "is")
     for one in found.settings:
         was = one.of(before[one.job])
         table.add_row(

@@ -7,9 +7,9 @@ from typing import Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from app.cli.console import console
+from app.cli.console import Grid, console
+from app.cli.hints import here
 from app.database import open_database
 from app.errors import Permanent
 from app.health import duration as coarse
@@ -42,9 +42,10 @@ def list_jobs(*, as_json: bool) -> None:
     if jobs:
         screen.print(table(jobs.values()))
     if missing := sorted(in_timetable().keys() - jobs.keys()):
-        screen.print(
+        told = (
             f"Not introduced yet: {', '.join(missing)}. A worker does it when it starts, and so does `toban jobs set`."
         )
+        screen.print(escape(here(told)))
 
 
 def set_job(job: str, *, enabled: bool | None, **texts: str | None) -> None:
@@ -114,11 +115,10 @@ PARSERS: Mapping[str, Callable[[str], object]] = {
 }  # fmt: skip
 
 
-def table(jobs: Iterable[Row]) -> Table:
+def table(jobs: Iterable[Row]) -> Grid:
     """What is set for `jobs`, and how the last run of each went."""
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("job", "every", "state", "rows", "limit", "timeout", "last run", "outcome", "message"):
-        shown.add_column(column, header_style="dim", overflow="fold")
+    shown = Grid("job", "every", "state", "rows", "limit", "timeout", "last run", "outcome", "message",
+                 texts={"message"})  # fmt: skip
     now = datetime.now().astimezone()
     for job in jobs:
         started = job["last_started_at"]

@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
 
-from app.cli.console import console
+from app.cli.console import Grid, console
+from app.cli.hints import here
 from app.errors import NotReady
 from app.settings import Whisper, load_group
 from app.speech.models import Model, Models
@@ -33,9 +33,7 @@ def list_models(*, as_json: bool) -> None:
             )
         )
         return
-    table = Table("", "name", "engine", "size", "origin", "path", box=None, pad_edge=False)
-    table.columns[3].justify = "right"
-    table.columns[5].overflow = "fold"
+    table = Grid("", "name", "engine", "size", "origin", "path", keys=2, right={"size"}, texts={"path"})
     for model in found:
         mark = "*" if model.path in named.values() else ""
         table.add_row(mark, escape(model.name), model.engine, text(model.bytes), model.origin, escape(str(model.path)))
@@ -72,7 +70,7 @@ def verify(names: Sequence[str], engine: str | None) -> None:
         told = escape(f"{what}: {'; '.join(problems)}" if problems else what)
         screen.print(f"[bold red]damaged[/] {told}" if problems else f"[green]whole[/]   {told}", soft_wrap=True)
     if damaged:
-        screen.print("`toban models pull NAME` downloads a damaged model again.")
+        screen.print(escape(here("`toban models pull NAME` downloads a damaged model again.")), soft_wrap=True)
         raise typer.Exit(1)
 
 

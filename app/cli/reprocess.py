@@ -4,6 +4,7 @@ from typing import Any
 
 import typer
 
+from app.cli.hints import here
 from app.database import open_database
 from app.reprocess import held_models
 from app.reprocess import reprocess as ask
@@ -19,7 +20,7 @@ def reprocess(source: str, **selectors: Any) -> None:  # noqa: ANN401 - those of
     finally:
         database.close()
     if not done["matched"]:
-        typer.echo("No row fits; nothing was changed. `toban status` shows sources and keys.")
+        typer.echo(here("No row fits; nothing was changed. `toban status` shows sources and keys."))
         return
     typer.echo(
         f"{done['matched']} rows fit: {done['opened']} wait again, {done['waiting']} were waiting already, "

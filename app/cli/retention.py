@@ -3,9 +3,8 @@
 import json
 
 import typer
-from rich.table import Table
 
-from app.cli.console import console
+from app.cli.console import Grid, console
 from app.retention import KINDS, limits, preview, retain, told
 from app.services import build_services
 from app.settings import read
@@ -26,10 +25,9 @@ def retention(*, dry_run: bool, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"days": days, "would_go": found}))
         return
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("what", "kept for", "would go now", "setting"):
-        shown.add_column(column, header_style="dim")
+    shown = Grid("what", "kept for", "would go now", "setting")
     for kind, (name, setting) in KINDS.items():
         kept = days[name]
-        shown.add_row(kind.replace("_", " "), f"{kept} days" if kept else "ever", str(found.get(kind, "")), setting)
+        period = "ever" if not kept else "1 day" if kept == 1 else f"{kept} days"
+        shown.add_row(kind.replace("_", " "), period, str(found.get(kind, "")), setting or "")
     console().print(shown)

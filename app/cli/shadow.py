@@ -9,9 +9,8 @@ from zoneinfo import ZoneInfo
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from app.cli.console import console
+from app.cli.console import Grid, console
 from app.database import open_database
 from app.errors import Permanent
 from app.health import duration
@@ -67,9 +66,9 @@ def _moment(text: str, zone: ZoneInfo) -> str:
     return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).isoformat()
 
 
-def _sums(sources: list[Json]) -> Table:
-    shown = _table("source", "rows", "waiting", "identical", "near", "different", "missing here", "no result there",
-                   "our work", "from row to result there", "cost")  # fmt: skip
+def _sums(sources: list[Json]) -> Grid:
+    shown = Grid("source", "rows", "waiting", "identical", "near", "different", "missing here", "no result there",
+                 "our work", "from row to result there", "cost", turns=True)  # fmt: skip
     for one in sources:
         counts = (one[name] for name in ("rows", "waiting", "identical", "near", "different", "missing", "unmatched"))
         shown.add_row(
@@ -90,12 +89,13 @@ def _times(values: list[float] | None) -> str:
     return f"{half}, 95 %: {most}"
 
 
-def _differences(rows: list[Json], zone: ZoneInfo, *, show_text: bool) -> Table:
-    shown = _table("source", "key", "completed there", "what", *(("theirs", "ours") if show_text else ()))
+def _differences(rows: list[Json], zone: ZoneInfo, *, show_text: bool) -> Grid:
+    texts = ["what", "theirs", "ours"] if show_text else ["what"]
+    shown = Grid("source", "key", "completed there", *texts, keys=2, texts=texts)
     for row in rows:
         when = datetime.fromisoformat(row["completed_at"]).astimezone(zone).strftime("%Y-%m-%d %H:%M")
-        texts = (escape(_text(row.get(name))) for name in ("theirs", "ours")) if show_text else ()
-        shown.add_row(row["source"], escape(row["key"]), when, escape(_what(row)), *texts)
+        both = (escape(_text(row.get(name))) for name in ("theirs", "ours")) if show_text else ()
+        shown.add_row(row["source"], escape(row["key"]), when, escape(_what(row)), *both)
     return shown
 
 
@@ -115,10 +115,3 @@ def _text(result: Json | None) -> str:
     if not result:
         return ""
     return str(result["text"]) if "text" in result else json.dumps(result, ensure_ascii=False)
-
-
-def _table(*columns: str) -> Table:
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        shown.add_column(column, header_style="dim", overflow="fold")
-    return shown

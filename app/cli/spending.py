@@ -5,9 +5,8 @@ from decimal import Decimal
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from app.cli.console import console
+from app.cli.console import Grid, console
 from app.database import open_database
 from app.settings import read
 
@@ -36,10 +35,10 @@ def spending(*, as_json: bool) -> None:
     ratio = f", {paid / completed:.2f} for each" if completed else ""
     lost = f"; {told['possibly_billed']} of them perhaps, their answers were lost" if told["possibly_billed"] else ""
     screen.print(f"{completed} rows completed in 31 days by {paid} paid calls{ratio}{lost}\n")
-    outcomes = Table("outcome", "calls", box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    outcomes = Grid("outcome", "calls")
     for outcome, count in sorted(told["outcomes"].items(), key=lambda entry: -entry[1]):
         outcomes.add_row(outcome, str(count))
-    models = Table("model", "calls", "cost", box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    models = Grid("model", "calls", "cost")
     for model, of in sorted(told["models"].items()):
         models.add_row(escape(model), str(of["calls"]), _dollars(of["cost"]))
     for table in (outcomes, models):

@@ -9,9 +9,9 @@ import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 
-from app.cli.console import console
+from app.cli.console import Grid, console
+from app.cli.hints import here
 from app.database import Database, open_database
 from app.errors import Transient
 from app.health import STATES, Status, duration, in_use, overdue, share, since, slots, worker_command
@@ -67,7 +67,7 @@ def rendered(status: Status) -> RenderableType:
         for one in status["incidents"]
         if one["kind"] != "items"  # they have a table
     ]
-    parts += [f"[bold yellow]{escape(warning)}[/]" for warning in warnings(status)]
+    parts += [f"[bold yellow]{escape(here(warning))}[/]" for warning in warnings(status)]
     parts.append(_jobs(status, now))
     if status["running"]:
         parts.append(_running(status, now))
@@ -95,22 +95,21 @@ def warnings(status: Status) -> Iterator[str]:
             )
 
 
-def _sources(status: Status, now: datetime) -> Table:
-    table = _table("Sources", "source", *STATES, "oldest due", "mode")
+def _sources(status: Status, now: datetime) -> Grid:
     modes = {mode["source"]: mode["mode"] for mode in status["modes"]}
+    mode_column = ["mode"] if "shadow" in modes.values() else []
+    table = Grid("source", *STATES, "oldest due", *mode_column, title="Sources", right=STATES, turns=True)
     for source in in_use(status["sources"], STATES):
         counts = [str(source[state]) if source[state] else "[dim]0[/]" for state in STATES]
         if source["failed"]:
             counts[-1] = f"[bold red]{source['failed']}[/]"
-        mode = "[yellow]shadow[/]" if modes.get(source["source"]) == "shadow" else ""
-        table.add_row(source["source"], *counts, _since(source["oldest_due"], now), mode)
-    for column in table.columns[1:7]:
-        column.justify = "right"
+        mode = ["[yellow]shadow[/]" if modes.get(source["source"]) == "shadow" else ""] if mode_column else []
+        table.add_row(source["source"], *counts, _for(source["oldest_due"], now), *mode)
     return table
 
 
-def _workers(status: Status, now: datetime) -> Table:
-    table = _table("Workers", "worker", "queues", "busy", "memory", "last news")
+def _workers(status: Status, now: datetime) -> Grid:
+    table = Grid("worker", "queues", "busy", "memory", "last news", title="Workers")
     for worker in status["workers"]:
         memory = f"{worker['rss_bytes'] / 1024**2:.0f} MB" if worker["rss_bytes"] else ""
         busy = f"{worker['busy']} of {worker['slots']}"
@@ -118,8 +117,8 @@ def _workers(status: Status, now: datetime) -> Table:
     return table
 
 
-def _jobs(status: Status, now: datetime) -> Table:
-    table = _table("Jobs", "job", "every", "last start", "outcome", "message")
+def _jobs(status: Status, now: datetime) -> Grid:
+    table = Grid("job", "every", "last start", "outcome", "message", title="Jobs", texts={"message"})
     for job in status["jobs"]:
         outcome = "paused" if not job["enabled"] else job["last_status"] or ""
         style = "red" if outcome == "error" else ""
@@ -134,41 +133,38 @@ def _jobs(status: Status, now: datetime) -> Table:
     return table
 
 
-def _running(status: Status, now: datetime) -> Table:
-    table = _table("Running", "source", "key", "worker", "try", "for", "progress")
+def _running(status: Status, now: datetime) -> Grid:
+    table = Grid("source", "key", "worker", "try", "for", "progress", title="Running", keys=2)
     for item in status["running"]:
-        started = _since(item["started_at"], now).removesuffix(" ago")
+        started = _for(item["started_at"], now)
         progress = share(item["progress"])
         done = f"{progress:.0%}" if progress is not None else ""
         table.add_row(item["source"], escape(item["key"]), item["worker"], str(item["tries"]), started, done)
     return table
 
 
-def _batches(status: Status, now: datetime) -> Table:
-    table = _table("Batches", "source", "batch", "rows", "still out", "for", "direct in", "at the provider")
+def _batches(status: Status, now: datetime) -> Grid:
+    table = Grid("source", "batch", "rows", "still out", "for", "direct in", "at the provider",
+                 title="Batches", keys=2, texts={"at the provider"})  # fmt: skip
     for batch in status["batches"]:
-        made = _since(batch["created_at"], now).removesuffix(" ago")
+        made = _for(batch["created_at"], now)
         left = duration(max(0.0, (datetime.fromisoformat(batch["leave_by"]) - now).total_seconds()))
         theirs = escape(batch["message"] or batch["state"])
         table.add_row(batch["source"], str(batch["id"]), str(batch["size"]), str(batch["out"]), made, left, theirs)
     return table
 
 
-def _failed(status: Status, now: datetime) -> Table:
-    table = _table("Failed (the latest)", "source", "key", "tries", "when", "reason")
+def _failed(status: Status, now: datetime) -> Grid:
+    table = Grid("source", "key", "tries", "when", "reason", title="Failed (the latest)", keys=2, texts={"reason"})
     for item in status["failed"]:
         reason = escape(item["last_error"] or "")
         table.add_row(item["source"], escape(item["key"]), str(item["tries"]), _since(item["finished_at"], now), reason)
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        # What a person copies is never cut.
-        table.add_column(column, header_style="dim", overflow="fold")
-    return table
+def _for(moment: str | None, now: datetime) -> str:
+    return duration(since(moment, now)) if moment else ""
 
 
 def _since(moment: str | None, now: datetime) -> str:
-    return f"{duration(since(moment, now))} ago" if moment else ""
+    return f"{_for(moment, now)} ago" if moment else ""

@@ -6,6 +6,7 @@ import typer
 from rich.markup import escape
 
 from app.cli.console import console
+from app.cli.hints import here
 from app.database import open_database
 from app.errors import Permanent
 from app.settings import read
@@ -26,7 +27,7 @@ def takeover(source: str, *, dry_run: bool, force: bool) -> None:
         found = list(checks(database, source, mode))
         screen = console()
         for check in found:
-            screen.print(f"[{STYLES[check.level]}]{check.level:<4}[/] {escape(check.what)}", soft_wrap=True)
+            screen.print(f"[{STYLES[check.level]}]{check.level:<4}[/] {escape(here(check.what))}", soft_wrap=True)
         failed = any(check.level == "FAIL" for check in found)
         if dry_run:
             typer.echo("A check fails; --force takes over all the same." if failed else "Every check is good.")
@@ -36,7 +37,7 @@ def takeover(source: str, *, dry_run: bool, force: bool) -> None:
             raise Permanent(f"{source} was not taken over, since a check fails; --force does it all the same")
         done = database.call("toban_set_mode", source=source, mode="live", who="toban takeover", **bounds(settings))
     left = f" {done['dropped']} comparisons were left." if done["dropped"] else ""
-    typer.echo(f"{source} is live.{left} `toban rollback {source}` turns it back.")
+    typer.echo(here(f"{source} is live.{left} `toban rollback {source}` turns it back."))
 
 
 def rollback(source: str, *, dry_run: bool, now: bool) -> None:

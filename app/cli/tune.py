@@ -11,9 +11,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.spinner import Spinner
-from rich.table import Table
 
-from app.cli.console import console
+from app.cli.console import Grid, console
+from app.cli.hints import here
 from app.settings import Whisper, load_group
 from app.speech.memory import cores
 from app.speech.trial import Candidate, Sample, sample, shipped, start_of
@@ -60,7 +60,9 @@ def tune(file: Path | None, *, as_json: bool) -> None:
     if set_by_hand:
         screen.print(f"Take {', '.join(set_by_hand)} out of the settings, and workers use it from their next start.")
     else:
-        screen.print("Workers use it from their next start. `toban tune --forget` takes it back.")
+        screen.print(
+            escape(here("Workers use it from their next start. `toban tune --forget` takes it back.")), soft_wrap=True
+        )
     if others:
         screen.print(_advice(settings.compute_type, best.speed, others))
 
@@ -110,10 +112,8 @@ def _shown(screen: Console) -> Iterator[_Results]:
             results.over()  # without the spinner, however it ended
 
 
-def _table(results: Sequence[Result]) -> Table:
-    table = Table(*_HEADS, box=None, pad_edge=False)
-    for column in table.columns[:-1]:
-        column.justify = "right"
+def _table(results: Sequence[Result]) -> Grid:
+    table = Grid(*_HEADS, right=_HEADS[:-1], texts=_HEADS[-1:])
     best = max(results, key=lambda one: one.speed, default=None)
     for one in results:
         speed = f"{one.speed:.1f}" if one.speed else ""

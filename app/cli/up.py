@@ -1,9 +1,6 @@
 """`toban up`: the embedded stack, until Ctrl-C."""
 
-import os
-import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from app.cli.console import console
+from app.cli.hints import here
 from app.cli.web import told
 from app.embedded import Stack
 
@@ -54,11 +52,10 @@ def _tell(screen: Console, stack: Stack) -> None:
     _tell_pages(screen, stack)
     screen.print(f"  Logs are in {escape(str(stack.data / 'logs'))}")
     screen.print("\nIn another terminal, in this folder:")
-    # Where the commands are not found by their names, as after `make up`, they are told with their folder.
-    folder = "" if shutil.which("toban") else f"{os.path.relpath(Path(sys.executable).parent)}/"
-    width = len(folder) + max(len(command) for command, _ in USE)
-    for command, purpose in USE:
-        screen.print(f"  [bold]{escape(f'{folder}{command}'.ljust(width))}[/]  {purpose}", soft_wrap=True)
+    commands = [here(f"`{command}`").strip("`") for command, _ in USE]
+    width = max(map(len, commands))
+    for command, (_, purpose) in zip(commands, USE, strict=True):
+        screen.print(f"  [bold]{escape(command.ljust(width))}[/]  {purpose}", soft_wrap=True)
     screen.print("\nCtrl-C stops everything.")
 
 

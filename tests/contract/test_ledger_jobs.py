@@ -11,6 +11,8 @@ import pytest
 from app.errors import Permanent
 from tests.support.ledger import Ledger, Row, at_once
 
+# From where slots are counted, seconds since 1970.
+MONDAY = datetime(2000, 1, 3, tzinfo=UTC).timestamp()
 JOB: Row = {"job": "dispatch", "title": "書き起こし", "source": "transcription", "every": 3600, "at": 600}
 
 
@@ -94,6 +96,7 @@ def test_a_job_that_does_not_catch_up(ledger: Ledger) -> None:
     ledger.sql("update jobs set at = (now() at time zone 'UTC')::time + case when (now() at time zone 'UTC')::time"
                " < '12:00' then 1 else -1 end * interval '12 hours'")  # fmt: skip
     ledger.sql("update jobs set created_at = now() - interval '9 days'")
+    ledger.sql("update job_watch set changed_at = now() - interval '9 days'")
     assert ledger.heartbeat()["overdue"] == ["dispatch"]
     assert begin(ledger) == {"run": False, "reason": "its moment has passed"}
     # It counts as noticed: nobody is asked for it again until the next slot is overdue.
@@ -134,6 +137,29 @@ def test_heartbeat_tells_which_ticks_are_overdue(ledger: Ledger) -> None:
     assert ledger.heartbeat("w2")["overdue"] == []
     ledger.sql("update jobs set enabled = false, nudged_at = null")
     assert ledger.heartbeat()["overdue"] == []
+
+
+@pytest.mark.parametrize(("every", "tick"), [(10, 10), (60, 60), (90, 60), (300, 60), (86_400, 60)])
+def test_a_beat_that_ticks_is_not_overdue_wherever_in_the_slot_it_ticks(ledger: Ledger, every: int, tick: int) -> None:
+    sync(ledger, every=every, at=0)
+    for waited, overdue in ((0, []), (tick - 1, []), (tick + 5, []), (tick + 15, ["dispatch"])):
+        # A slot began `waited` seconds ago, and the last one that has run is the one before.
+        now = float(ledger.one("select extract(epoch from now())"))
+        ledger.sql(
+            "update jobs set at = %s * interval '1 s', last_slot = now() - %s * interval '1 s', nudged_at = null",
+            (now - waited - MONDAY) % every, every + waited,
+        )  # fmt: skip
+        ledger.sql("update job_watch set changed_at = null")
+        assert ledger.heartbeat()["overdue"] == overdue, waited
+
+
+def test_what_was_edited_or_resumed_has_a_tick_to_come(ledger: Ledger) -> None:
+    sync(ledger, every=60, at=0)
+    ledger.sql("update jobs set last_slot = now() - interval '2 hours', enabled = false")
+    ledger.sql("update jobs set enabled = true")
+    assert ledger.heartbeat()["overdue"] == []
+    ledger.sql("update job_watch set changed_at = changed_at - interval '90 s'")
+    assert ledger.heartbeat()["overdue"] == ["dispatch"]
 
 
 def test_only_jobs_that_the_worker_knows_are_overdue(ledger: Ledger) -> None:
@@ -448,7 +474,10 @@ def test_status(ledger: Ledger) -> None:
     (source,) = [s for s in status["sources"] if s["source"] == "transcription"]
     assert [source[state] for state in ("pending", "queued", "processing", "completed", "failed")] == [1, 0, 1, 1, 1]
     assert source["oldest_due"] is not None
-    assert [worker["id"] for worker in status["workers"]] == ["w1"]
+    ledger.heartbeat("w2")
+    # It runs since its last heartbeat.
+    workers = ledger.call("status")["workers"]
+    assert [(worker["id"], worker["busy"]) for worker in workers] == [("w1", 1), ("w2", 0)]
     assert [job["job"] for job in status["jobs"]] == ["dispatch"]
     assert [item["key"] for item in status["running"]] == ["d1/2025-07-18T00:03:00Z"]
     assert [item["last_error"] for item in status["failed"]] == ["壊れた"]

@@ -287,9 +287,9 @@ def test_old_batches_are_forgotten_when_they_are_done(ledger: Ledger) -> None:
     ledger.file("d2")
     done, waits = ask(ledger), ask(ledger, "d2")
     ledger.finish(ledger.running())
-    assert ledger.call("upkeep_requests", days=7) == {"forgotten": 0, "more": False}
+    assert ledger.call("upkeep_requests", days=7) == {"forgotten": 0, "keys": 0, "more": False}
     ledger.sql("update batch_requests set created_at = now() - interval '8 days'")
-    assert ledger.call("upkeep_requests", days=7, limit=1) == {"forgotten": 1, "more": True}
+    assert ledger.call("upkeep_requests", days=7, limit=1) == {"forgotten": 1, "keys": 0, "more": True}
     with pytest.raises(Refused):
         see(ledger, done)
     assert states(see(ledger, waits)) == ["pending"]

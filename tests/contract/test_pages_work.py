@@ -220,6 +220,7 @@ def test_items_are_listed_by_state_and_key(ledger: Ledger) -> None:
 def test_workers_with_what_they_run(ledger: Ledger) -> None:
     key = ledger.file()
     run = ledger.running()
+    assert ledger.call("page_workers")["workers"][0]["busy"] == 1  # before its heartbeat says so
     ledger.heartbeat(items=[{"id": run.id, "attempt": 1, "progress": {"done": 3, "total": 9}}], rss_bytes=5)
     assert ledger.call("memory_limit", worker="w1", bytes=10) == {"known": True}
     assert ledger.call("memory_limit", worker="w9", bytes=10) == {"known": False}
@@ -231,6 +232,7 @@ def test_workers_with_what_they_run(ledger: Ledger) -> None:
     assert (alive["id"], alive["alive"], alive["rss_bytes"], alive["memory_limit"]) == ("w1", True, 5, 10)
     assert [(one["key"], one["progress"]) for one in alive["items"]] == [(key, {"done": 3, "total": 9})]
     assert (dead["id"], dead["alive"], dead["items"], dead["memory_limit"]) == ("w2", False, [], None)
+    assert (alive["busy"], dead["busy"]) == (1, 0)
     assert [trouble["queue"] for trouble in page["troubles"]] == [QUEUE]
     ledger.heartbeat("w1")
     assert ledger.call("page_workers")["workers"][0]["memory_limit"] == 10

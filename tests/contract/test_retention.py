@@ -40,6 +40,13 @@ def left(ledger: Ledger) -> dict[str, int]:
     }  # fmt: skip
 
 
+def rows_of(ledger: Ledger) -> dict[str, int]:
+    """How many rows each table of a kind has."""
+    tables = ledger.sql("select distinct replace(tab, 'public.', '') as name from toban_kinds()")
+    names = [*(row["name"] for row in tables), "audio_files"]
+    return {name: ledger.app.execute(f"select count(*) as n from {name}".encode()).fetchall()[0]["n"] for name in names}
+
+
 def test_nothing_goes_without_a_setting(ledger: Ledger) -> None:
     hear(ledger)
     judge(ledger)
@@ -114,8 +121,9 @@ def test_errors_and_parts(ledger: Ledger) -> None:
 def services(clean_url: str, tmp_path: Path) -> Any:
     own: list[Services] = []
 
-    def made(*, folder: bool = True, **kept: object) -> Services:
+    def made(*, folder: bool = True, groups: dict[str, dict[str, Any]] | None = None, **kept: object) -> Services:
         values: dict[str, dict[str, Any]] = {
+            **(groups or {}),
             "database": {"database_url": clean_url},
             "audio": {"audio_folder": str(tmp_path)} if folder else {},
             "retention": kept,
@@ -174,23 +182,79 @@ def test_without_the_recordings_everything_else_is_done(
     assert left(direct_ledger)["transcripts"] == 0
 
 
-def test_the_dry_run_names_every_kind(direct_ledger: Ledger, services: Callable[..., Services]) -> None:
-    every = dict.fromkeys(
-        (
-            "audio_days",
-            "segments_days",
-            "transcripts_days",
-            "prompts_days",
-            "results_days",
-            "parts_days",
-            "errors_days",
-        ),
-        1,
+# Of everything that a test can't bring about by working, one row of so long ago.
+OF_OLD = """
+insert into jobs (job, title, every) values ('j', 'J', '1 day') on conflict do nothing;
+insert into runs (job, slot, state, started_at, lease_until, worker, filters)
+  values ('j', now() - '{age}'::interval, 'success', now() - '{age}'::interval, now(), 'w', '{{}}');
+insert into workers (id, node, queues, slots, expires_at)
+  values ('w of {age}', 'n', '{{q}}', 1, now() - '{age}'::interval);
+insert into prompted_blocks values ('d1', (now() - '{age}'::interval)::date, '12-00');
+insert into shadow_rows (source, key, at, status, row, theirs)
+  values ('transcription', 'd1/{age}', now() - '{age}'::interval, 'completed', '{{}}', '{{}}'),
+         ('analysis', 'd1/{age}', now() - '{age}'::interval, 'completed', '{{}}', '{{}}');
+insert into job_watch (job_key, last_finished_at, log_tail)
+  values ('outside of {age}', now() - '{age}'::interval, 'words');
+insert into incidents (fingerprint, kind, title, opened_at, last_at, recovered_at, settle, log_tail)
+  values ('f', 'job', 't', now() - '99 days'::interval, now(), now() - '{age}'::interval, '1 min', 'words');
+insert into alerts (kind, created_at, sent_at, incident_id)
+  values ('test', now() - '{age}'::interval, now(), null),
+         ('opened', now() - '{age}'::interval, now(), currval(pg_get_serial_sequence('incidents', 'id')));
+insert into job_reports (job_key, status, reported_at) values ('outside', 'success', now() - '{age}'::interval);
+insert into audit_log (who, what, at) values ('aya', 'pause', now() - '{age}'::interval);
+insert into batch_requests (source, partition, day, priority, owner, total, completed, created_at)
+  values ('transcription', 'd1', '2025-07-18', 5, 'o', 1, 0, now() - '{age}'::interval);
+insert into analysis_requests values ('o', 'key of {age}', 'f', 'k', now() - '{age}'::interval);
+insert into llm_calls (item_id, source, key, attempt, model, outcome, day, sent_at)
+  values (9999, 'analysis', 'k', 1, 'm', 'ok', '2025-07-18', now() - '{age}'::interval),
+         (9999, 'analysis', 'k', 2, 'm', 'sent', '2025-07-18', now() - '{age}'::interval);
+"""
+
+
+def test_the_dry_run_tells_of_every_kind_what_then_goes(
+    direct_ledger: Ledger, services: Callable[..., Services], tmp_path: Path
+) -> None:
+    ledger = direct_ledger
+    today = str(ledger.one("select (now() at time zone 'Asia/Tokyo')::date"))
+    for at, day in ((NOON, "2025-07-18"), (ledger.one("select to_json(now()) #>> '{}'"), today)):
+        hear(ledger, at, path=f"{day}.wav", day=day)
+        put(tmp_path, f"{day}.wav")
+        judge(ledger, date=day)
+        ledger.file("d2", at)
+        run = ledger.running()
+        ledger.call("save_part", **run.ids(), data={"text": "words"})
+        ledger.end("fail", run, error="why", traceback="Traceback")
+    ledger.sql("""
+        update work_items set finished_at = now() - interval '9 days' where key like '%%2025-07-18%%';
+        update work_attempts a set ended_at = w.finished_at from work_items w where w.id = a.item_id;
+        update saved_parts p set saved_at = w.finished_at from work_items w where w.id = p.item_id
+    """)
+    for age in ("9 days", "1 hour"):
+        ledger.app.execute(OF_OLD.format(age=age).encode())
+    own = services(
+        groups={
+            "ledger": dict.fromkeys(("keep_items_days", "keep_runs_days", "keep_batches_days", "keep_calls_days"), 5),
+            "monitor": dict.fromkeys(("keep_incidents_days", "keep_audit_days"), 5),
+        },
+        **dict.fromkeys(GROUPS["retention"].model_fields, 5),
     )
-    own = services(**every)
-    assert set(preview(own.database, own.settings)) - {"prompted_blocks"} == KINDS.keys()
+    before = rows_of(ledger)
+    found = preview(own.database, own.settings)
+    assert rows_of(ledger) == before
+    assert {kind for kind, count in found.items() if count} == KINDS.keys()
+    assert retain(own) == found
+    assert not any(preview(own.database, own.settings).values())
+    # What is young is still there: half of each table.
+    assert left(ledger) == dict.fromkeys(left(ledger), 1)
+    after = rows_of(ledger)
+    kept_whole = {"audio_files", "work_attempts", "job_watch", "jobs"}
+    assert {table for table in before if not after[table]} == set()
+    assert {table for table in before if after[table] == before[table]} <= kept_whole
+
+
+def test_every_kind_has_a_setting_that_there_is() -> None:
     settings = {variable(group, field) for group in GROUPS.values() for field in group.model_fields}
-    assert {setting for _, setting in KINDS.values()} <= settings
+    assert {setting for _, setting in KINDS.values() if setting} <= settings
 
 
 def test_the_command(
