@@ -1,4 +1,4 @@
-"""Whether memory grows with a recording's length: `python -m bench.long [--minutes 30 180]`; half an hour.
+"""Whether memory grows with a recording's length: `python -m bench.long [--minutes 30 180]`; up to an hour.
 
 Recordings full of speech are heard by both engines with the weights of tiny.en, each in a fresh process at the pace of
 a worker's child. Writes `bench/results/long.json`: the highest resident memory of each, and for each engine how much

@@ -107,19 +107,6 @@ def _starts(results: Mapping[str, Figures], _: str) -> str:
     return _table(("", "start", *(f"MB at {share} %" for share in sets)), rows)
 
 
-def _waits(results: Mapping[str, Figures], _: str) -> str:
-    """How much of Toban's work is waiting for the queue."""
-    sets = results["speech"]["sets"]
-    rows = []
-    for share, of in sets.items():
-        own = of["contestants"]["toban"]
-        raw = of["contestants"].get("raw", {}).get("toban_is_once_claimed")
-        told = _spread(raw, 2) if raw else ""
-        work, waits = median(own["work_seconds"]), median(own["waited_seconds"])
-        rows.append((f"{share} %", f"{work:.1f} s", f"{waits:.2f} s", told))
-    return _table(("speech", "work", "of which waiting", "× the best loop's speed, without waiting"), rows)
-
-
 def _overlap(results: Mapping[str, Figures], _: str) -> str:
     rows = [
         (
@@ -239,6 +226,17 @@ def _milliseconds(value: float) -> str:
     return f"{value / 1000:.1f} s" if value >= 1000 else f"{value:.0f} ms"
 
 
+def _long(results: Mapping[str, Figures], _: str) -> str:
+    """The memory of each engine by the recording's length."""
+    engines = results["long"]["engines"]
+    lengths = [run["minutes"] for run in next(iter(engines.values()))["runs"]]
+    rows = [
+        (engine, *(f"{run['peak_mb']:,} MB" for run in of["runs"]), f"{of['ratio']:.2f}")
+        for engine, of in engines.items()
+    ]
+    return _table(("engine", *(f"{minutes} minutes" for minutes in lengths), "ratio"), rows)
+
+
 def _day(results: Mapping[str, Figures], _: str) -> str:
     of = results["day"]
     states = ", ".join(f"{count} {state}" for state, count in of["states"].items())
@@ -261,7 +259,7 @@ TABLES: Mapping[str, Callable[[Mapping[str, Figures], str], str]] = {
     "machine": _machine,
     "speech": _speech,
     "starts": _starts,
-    "waits": _waits,
+    "long": _long,
     "day": _day,
     "overlap": _overlap,
     "ledger": _ledger,

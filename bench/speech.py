@@ -55,8 +55,7 @@ LIBRARIES = ("faster-whisper", "ctranslate2", "onnxruntime", "openai-whisper", "
 INSERT = "insert into audio_files (device_id, recorded_at, file_path) values (%s, %s, %s)"
 ENDED = """
 select count(*) filter (where state = 'completed'), count(*) filter (where state in ('failed', 'skipped')),
-       extract(epoch from min(claimed_at))::float, extract(epoch from max(finished_at))::float,
-       count(distinct worker), max(last_error)
+       extract(epoch from max(finished_at))::float, count(distinct worker), max(last_error)
 from work_items where at >= %s
 """
 
@@ -65,13 +64,12 @@ from work_items where at >= %s
 class Run:
     """One contestant's way through a set.
 
-    Seconds: `start`, until everything was loaded and warm; `work`, from there to the last text; `waited`, the part of
-    `work` before the queue gave out the first recording. `peak`: bytes. `texts`: in the order of the recordings.
+    Seconds: `start`, until everything was loaded and warm; `work`, from there to the last text. `peak`: bytes. `texts`:
+    in the order of the recordings.
     """
 
     start: float
     work: float
-    waited: float
     peak: int
     texts: Sequence[str]
 
@@ -86,7 +84,7 @@ def rival(name: str) -> Contestant:
         files = [str(WARM), *(str(one.path) for one in spoken)]
         begun, peak, output = _watched([str(RIVALS), name, str(wheel_model()), str(cores()), *files])
         told = json.loads(output.splitlines()[-1])
-        return Run(told["ready"] - begun, told["done"] - told["ready"], 0.0, peak, told["texts"])
+        return Run(told["ready"] - begun, told["done"] - told["ready"], peak, told["texts"])
 
     return run
 
@@ -104,7 +102,7 @@ def command(checkpoint: Path, *options: str) -> Contestant:
             texts = [Path(folder, f"{file.stem}.json") for file in files]
             moments = [text.stat().st_mtime for text in texts]
             heard = [json.loads(text.read_text("utf-8"))["text"] for text in texts[1:]]
-        return Run(moments[0] - begun, max(moments) - moments[0], 0.0, peak, heard)
+        return Run(moments[0] - begun, max(moments) - moments[0], peak, heard)
 
     return run
 
@@ -150,7 +148,7 @@ class Toban:
                     self._warm(process)
                     ready = time.time()
                     first = self._insert([one.path for one in spoken])
-                    claimed, finished = self._wait(first, len(spoken), process)
+                    finished = self._wait(first, len(spoken), process)
             except BaseException:
                 print(Path(log.name).read_text("utf-8", errors="replace")[-3000:], file=sys.stderr)
                 raise
@@ -159,7 +157,7 @@ class Toban:
         texts = [text for (text,) in self._connection.execute(
             "select text from transcripts where recorded_at >= %s order by recorded_at", [first]
         )]  # fmt: skip
-        return Run(ready - begun, finished - ready, claimed - ready, peak.bytes, texts)
+        return Run(ready - begun, finished - ready, peak.bytes, texts)
 
     def _insert(self, files: Sequence[Path]) -> datetime:
         """Rows that wait for `files`; returns the first one's moment, and all later ones are theirs."""
@@ -173,20 +171,20 @@ class Toban:
         """Until every child has heard a sentence."""
         first = self._next
         count = 0
-        while count == 0 or self._row(first)[4] < self._children:
+        while count == 0 or self._row(first)[3] < self._children:
             count += self._children
             self._insert([WARM] * self._children)
             self._wait(first, count, process)
 
-    def _wait(self, first: datetime, count: int, process: "subprocess.Popen[bytes]") -> tuple[float, float]:
-        """Until `count` rows are done: when the first was claimed and the last finished, seconds since 1970."""
+    def _wait(self, first: datetime, count: int, process: "subprocess.Popen[bytes]") -> float:
+        """Until `count` rows are done: when the last one finished, seconds since 1970."""
         deadline = time.monotonic() + PATIENCE
         while True:
-            completed, lost, claimed, finished, _, error = self._row(first)
+            completed, lost, finished, _, error = self._row(first)
             if lost or process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"of {count} recordings {completed} completed, {lost} failed or skipped: {error}")
             if completed == count:
-                return float(claimed), float(finished)
+                return float(finished)
             time.sleep(0.05)
 
     def _row(self, first: datetime) -> tuple[Any, ...]:
@@ -234,11 +232,9 @@ def _figures(spoken: Sequence[Spoken], runs: Sequence[Run], toban: Sequence[Run]
     return {
         "start_seconds": [round(run.start, 2) for run in runs],
         "work_seconds": [round(run.work, 2) for run in runs],
-        "waited_seconds": [round(run.waited, 2) for run in runs],
         "speed": spread([seconds / run.work for run in runs], 1),
         "speed_whole": spread([seconds / (run.start + run.work) for run in runs], 1),
         "toban_is": spread([run.work / own.work for run, own in pairs], 2),
-        "toban_is_once_claimed": spread([(run.work - run.waited) / (own.work - own.waited) for run, own in pairs], 2),
         "toban_is_whole": spread([(run.start + run.work) / (own.start + own.work) for run, own in pairs], 2),
         "peak_mb": round(max(run.peak for run in runs) / 2**20),
         "word_error_rate": round(statistics.median(_errors(spoken, run) for run in runs), 4),
