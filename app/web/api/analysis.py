@@ -27,6 +27,7 @@ from app.web.api.problems import Problem, errors, phrase
 from app.web.api.shared import key_reused, link, waits_for
 from app.web.api.waiting import State, Waiting
 from app.web.auth import User
+from app.web.i18n import t
 from app.web.prefer import Began, Prefer, Wait, patience
 from app.web.state import state_of
 from app.web.wakes import Wakes
@@ -47,34 +48,34 @@ router = APIRouter(tags=["analysis"])
 
 def _day(text: str) -> str:
     if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", text, re.ASCII):
-        raise ValueError("write it as YYYY-MM-DD, such as 2025-07-18")
+        raise ValueError(t("write it as YYYY-MM-DD, such as 2025-07-18"))
     try:
         return date.fromisoformat(text).isoformat()
     except ValueError:
-        raise ValueError(f"there is no date {text}") from None
+        raise ValueError(t("there is no such day; write it as YYYY-MM-DD")) from None
 
 
 def _block(text: str) -> str:
     if not re.fullmatch(r"([01]\d|2[0-3])-(00|30)", text, re.ASCII):
-        raise ValueError("write it as HH-00 or HH-30, from 00-00 to 23-30")
+        raise ValueError(t("write it as HH-00 or HH-30, from 00-00 to 23-30"))
     return text
 
 
 def _plain(text: str) -> str:
     if not text.strip():
-        raise ValueError("is empty")
+        raise ValueError(t("is empty"))
     if "\0" in text:
-        raise ValueError("holds a NUL character, which the database can't store")
+        raise ValueError(t("holds a NUL character, which the database can't store"))
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("holds half of a surrogate pair, which is no character") from None
+        raise ValueError(t("holds half of a surrogate pair, which is no character")) from None
     return text
 
 
 def _words(text: str) -> str:
     if len(text) > LONGEST_PROMPT:
-        raise ValueError(f"has {len(text)} characters; at most {LONGEST_PROMPT} are taken")
+        raise ValueError(t("has {n} characters; at most {most} are taken", n=len(text), most=LONGEST_PROMPT))
     return _plain(text)
 
 

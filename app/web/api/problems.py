@@ -12,6 +12,8 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.web.i18n import mark, t
+
 MEDIA_TYPE = "application/problem+json"
 # What answers in JSON whatever the `Accept` header says; a test compares it with the OpenAPI document.
 PATHS = (
@@ -103,14 +105,34 @@ def _field(error: Mapping[str, Any]) -> str:
     return names[0] if len(names) == 1 or error["type"] == "json_invalid" else ".".join(names[1:])
 
 
+# What pydantic's kinds of errors mean to whoever asks; `{…}` stand in the error's context, where the words of our own
+# checks stand too. Any other kind has pydantic's words.
+_WORDS: Mapping[str, str] = {
+    "bool_parsing": mark("write true or false"),
+    "bool_type": mark("write true or false"),
+    "finite_number": mark("write a number"),
+    "float_parsing": mark("write a number"),
+    "float_type": mark("write a number"),
+    "greater_than_equal": mark("write {ge:g} or more"),
+    "int_from_float": mark("write a whole number"),
+    "int_parsing": mark("write a whole number"),
+    "int_type": mark("write a whole number"),
+    "json_invalid": mark("this is no JSON: {error}"),
+    "less_than_equal": mark("write {le:g} or less"),
+    "list_type": mark("send a list"),
+    "missing": mark("is missing"),
+    "model_attributes_type": mark("send an object of JSON, with its fields by name"),
+    "string_pattern_mismatch": mark("holds a character that is not taken"),
+    "string_too_long": mark("write at most {max_length} characters"),
+    "string_too_short": mark("is empty"),
+    "string_type": mark("write text, in quotes"),
+    "value_error": "{error}",
+}
+
+
 def _message(error: Mapping[str, Any]) -> str:
-    match error["type"]:
-        case "json_invalid":
-            return f"this is no JSON: {error.get('ctx', {}).get('error', 'it ends too early')}"
-        case "missing":
-            return "is missing"
-        case _:
-            return str(error["msg"]).removeprefix("Value error, ")
+    words = _WORDS.get(error["type"])
+    return t(words, **error.get("ctx", {})) if words else str(error["msg"])
 
 
 # --- the OpenAPI document ---------------------------------------------------------------------------------------------

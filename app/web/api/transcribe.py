@@ -19,6 +19,7 @@ from app.web.api.problems import Problem, errors, phrase
 from app.web.api.shared import key_reused
 from app.web.auth import User
 from app.web.batches import SOURCE, Found, hold
+from app.web.i18n import t
 from app.web.prefer import Began, Prefer, Wait, patience
 from app.web.state import state_of
 
@@ -29,11 +30,11 @@ def _day(value: object) -> object:
     if isinstance(value, date):
         return value
     if not isinstance(value, str) or not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value, re.ASCII):
-        raise ValueError("write it as YYYY-MM-DD, such as 2025-07-18")
+        raise ValueError(t("write it as YYYY-MM-DD, such as 2025-07-18"))
     try:
         return date.fromisoformat(value)
     except ValueError:
-        raise ValueError("there is no such day; write it as YYYY-MM-DD") from None
+        raise ValueError(t("there is no such day; write it as YYYY-MM-DD")) from None
 
 
 # (PostgreSQL's text holds no NUL.)
@@ -45,9 +46,7 @@ class Transcription(BaseModel):
 
     model_config = ConfigDict(
         title="TranscriptionRequest",
-        json_schema_extra={
-            "examples": [{"device_id": "9f7d6e27-98c3-4c19-bdfb-f7fda58b9a93", "date": "2025-07-18", "model": "base"}]
-        },
+        json_schema_extra={"examples": [{"device_id": "9f7d6e27-98c3-4c19-bdfb-f7fda58b9a93", "date": "2025-07-18"}]},
     )
 
     device_id: Text

@@ -1,6 +1,15 @@
 // The HTTP API's page: Swagger UI over our own document.
 "use strict";
 
+const page = document.documentElement;
+const system = matchMedia("(prefers-color-scheme: dark)");
+
+function follow() {
+  page.classList.toggle("dark-mode", page.dataset.theme === "dark" || (page.dataset.theme !== "light" && system.matches));
+}
+follow();
+system.addEventListener("change", follow);
+
 const place = document.getElementById("swagger");
 
 SwaggerUIBundle({

@@ -155,21 +155,21 @@ def program(site: Site) -> httpx.Client:
 def test_a_bad_value_is_named_with_the_remedy(program: httpx.Client) -> None:
     bad: list[tuple[dict[str, Any], str, str]] = [
         ({"date": "18.07.2025"}, "date", "write it as YYYY-MM-DD"),
-        ({"date": "2025-02-30"}, "date", "there is no date 2025-02-30"),
+        ({"date": "2025-02-30"}, "date", "there is no such day; write it as YYYY-MM-DD"),
         ({"date": "２０２５-07-18"}, "date", "write it as YYYY-MM-DD"),
-        ({"date": 20250718}, "date", "valid string"),
+        ({"date": 20250718}, "date", "write text, in quotes"),
         ({"time_block": "12:30"}, "time_block", "write it as HH-00 or HH-30"),
         ({"time_block": "24-00"}, "time_block", "write it as HH-00 or HH-30"),
         ({"time_block": "12-30\n"}, "time_block", "write it as HH-00 or HH-30"),
-        ({"time_block": None}, "time_block", "valid string"),
+        ({"time_block": None}, "time_block", "write text, in quotes"),
         ({"prompt": " \n"}, "prompt", "is empty"),
         ({"prompt": "x" * 100_001}, "prompt", "has 100001 characters; at most 100000 are taken"),
         ({"prompt": "a\0b"}, "prompt", "NUL character"),
-        ({"prompt": float("nan")}, "prompt", "valid string"),
-        ({"prompt": ["x"]}, "prompt", "valid string"),
-        ({"device_id": ""}, "device_id", "at least 1 character"),
+        ({"prompt": float("nan")}, "prompt", "write text, in quotes"),
+        ({"prompt": ["x"]}, "prompt", "write text, in quotes"),
+        ({"device_id": ""}, "device_id", "is empty"),
         ({"device_id": " "}, "device_id", "is empty"),
-        ({"device_id": "d" * 201}, "device_id", "at most 200 characters"),
+        ({"device_id": "d" * 201}, "device_id", "write at most 200 characters"),
         ({"device_id": "d\0"}, "device_id", "NUL character"),
     ]
     for other, field, words in bad:
@@ -190,8 +190,8 @@ def test_bad_bodies_and_parameters(program: httpx.Client) -> None:
     good = json.dumps(ASK).encode()
     assert {error["field"] for error in problem(post(b"{}"), 422, "invalid")["errors"]} == set(ASK)
     assert "this is no JSON" in problem(post(b'{"prompt": '), 422, "invalid")["detail"]
-    problem(post(b""), 422, "invalid")
-    problem(post(b"[]"), 422, "invalid")
+    assert problem(post(b""), 422, "invalid")["detail"] == "body: is missing"
+    assert problem(post(b"[]"), 422, "invalid")["detail"] == "body: send an object of JSON, with its fields by name"
     problem(post(b"null"), 422, "invalid")
     surrogate = json.dumps(ASK).replace("How was it?", "\\ud83c").encode()
     assert "surrogate" in problem(post(surrogate), 422, "invalid")["detail"]
@@ -202,10 +202,23 @@ def test_bad_bodies_and_parameters(program: httpx.Client) -> None:
         problem(answer, 415)
         assert answer.headers["accept"] == "application/json"
     problem(post(b'{"prompt": "' + b"x" * 2_000_000 + b'"}'), 413)
-    for query in ("?wait=-1", "?wait=601", "?wait=x"):
-        assert problem(post(good, query=query), 422, "invalid")["errors"][0]["field"] == "wait"
+    for query, words in (("-1", "0 or more"), ("601", "600 or less"), ("x", "a number"), ("nan", "a number")):
+        said = problem(post(good, query=f"?wait={query}"), 422, "invalid")
+        assert said["errors"] == [{"field": "wait", "message": f"write {words}"}]
     answer = program.post("/analyze-timeblock", json=ASK, headers={"Idempotency-Key": "two words"})
     assert problem(answer, 422, "invalid")["errors"][0]["field"] == "idempotency-key"
+
+
+def test_what_is_wrong_is_said_in_the_language_of_whoever_asks(program: httpx.Client) -> None:
+    asked = {**ASK, "date": "18.07.2025", "device_id": None}
+    body = problem(
+        program.post("/analyze-timeblock?wait=x", json=asked, headers={"Accept-Language": "ja"}), 422, "invalid"
+    )
+    assert {error["field"]: error["message"] for error in body["errors"]} == {
+        "date": "2025-07-18 のように YYYY-MM-DD の形で書いてください",
+        "device_id": "引用符で囲んだ文字列で書いてください",
+        "wait": "数値で書いてください",
+    }
 
 
 def test_wrong_paths_and_methods(program: httpx.Client) -> None:
