@@ -329,7 +329,7 @@ end
 $$;
 
 -- Forget batches that are old and done, and keys of analyses that are older than a day. p: days (of batches), limit?
--- (default 10000) → forgotten (batches), more
+-- (default 10000) → forgotten (batches), keys, more
 create or replace function public.toban_upkeep_requests(p jsonb) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '60s' as $$
 declare
@@ -350,7 +350,8 @@ begin
     select owner, idempotency_key from public.analysis_requests where created_at < now() - interval '1 day'
     order by created_at limit v_limit for update skip locked);
   get diagnostics v_keys = row_count;
-  return jsonb_build_object('forgotten', v_forgotten, 'more', greatest(v_forgotten, v_keys) >= v_limit);
+  return jsonb_build_object('forgotten', v_forgotten, 'keys', v_keys,
+                            'more', greatest(v_forgotten, v_keys) >= v_limit);
 end
 $$;
 

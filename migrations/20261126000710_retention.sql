@@ -2,7 +2,7 @@
 
 -- Every kind, with the setting that counts for it, its table (x), what of it is old, and what is done then. $1 is the
 -- moment and $2 the devices' day before which something is old, $3 the devices' zone. Without `done` another function
--- does it, and only the count is told here.
+-- (or the rest of toban_retention) does it, and only the count is told here.
 create or replace function public.toban_kinds() returns table (kind text, setting text, tab text, old text, done text)
 language sql immutable set search_path = '' as $$
   values
@@ -48,10 +48,19 @@ language sql immutable set search_path = '' as $$
     ('batches', 'batches_days', 'public.batch_requests', $q$x.created_at < $1 and not exists (
        select from public.batch_request_items i join public.work_items w on w.id = i.item_id
        where i.batch_id = x.id and i.state = 'open' and w.state in ('pending', 'queued', 'processing'))$q$, null),
-    ('calls', 'calls_days', 'public.llm_calls', 'x.sent_at < $1 and x.outcome <> ''sent''', null),
+    ('request_keys', 'request_keys_days', 'public.analysis_requests', 'x.created_at < $1', null),
+    -- (One without an answer, at which nobody works any more, is lost by then.)
+    ('calls', 'calls_days', 'public.llm_calls', $q$x.sent_at < $1 and (x.outcome <> 'sent'
+       or x.lane = 'direct' and not exists (select from public.work_items w
+         where w.id = x.item_id and w.state = 'processing' and w.attempt = x.attempt))$q$, null),
+    -- (Those of an incident that goes go with it.)
+    ('messages', 'incidents_days', 'public.alerts', $q$x.created_at < $1
+       and coalesce(x.sent_at, x.cancelled_at) is not null and not exists (
+       select from public.incidents i where i.id = x.incident_id and i.recovered_at < $1)$q$, null),
     ('incidents', 'incidents_days', 'public.incidents', 'x.recovered_at < $1', null),
     ('reports', 'incidents_days', 'public.job_reports', 'x.reported_at < $1', null),
-    ('audit', 'audit_days', 'public.audit_log', 'x.at < $1', null)
+    ('audit', 'audit_days', 'public.audit_log', 'x.at < $1', null),
+    ('workers', 'workers_days', 'public.workers', 'x.expires_at < $1', null)
 $$;
 
 -- Recordings whose audio is to be deleted now. p: days (those completed before, by their own moment), or device (all
