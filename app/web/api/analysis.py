@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -24,7 +24,7 @@ from app.services import Services
 from app.web.api.access import any_of, legacy
 from app.web.api.batches import Reason
 from app.web.api.problems import Problem, errors, phrase
-from app.web.api.shared import key_reused, link, waits_for
+from app.web.api.shared import day, key_reused, link, waits_for
 from app.web.api.waiting import State, Waiting
 from app.web.auth import User
 from app.web.i18n import t
@@ -44,15 +44,6 @@ router = APIRouter(tags=["analysis"])
 
 
 # --- what comes in ----------------------------------------------------------------------------------------------------
-
-
-def _day(text: str) -> str:
-    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", text, re.ASCII):
-        raise ValueError(t("write it as YYYY-MM-DD, such as 2025-07-18"))
-    try:
-        return date.fromisoformat(text).isoformat()
-    except ValueError:
-        raise ValueError(t("there is no such day; write it as YYYY-MM-DD")) from None
 
 
 def _block(text: str) -> str:
@@ -82,7 +73,11 @@ def _words(text: str) -> str:
 Device = Annotated[
     str, Field(min_length=1, max_length=200, examples=["9f7d6e27-98c3-4c19-bdfb-f7fda58b9a93"]), AfterValidator(_plain)
 ]
-Day = Annotated[str, AfterValidator(_day), Field(json_schema_extra={"format": "date"}, examples=["2025-07-18"])]
+Day = Annotated[
+    str,
+    AfterValidator(lambda text: day(text).isoformat()),
+    Field(json_schema_extra={"format": "date"}, examples=["2025-07-18"]),
+]
 Block = Annotated[
     str,
     AfterValidator(_block),

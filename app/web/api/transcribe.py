@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from datetime import date
 from typing import Annotated
 
@@ -16,25 +15,13 @@ from app.speech.memory import SIZES
 from app.web.api.access import legacy
 from app.web.api.batches import Answer, UnderWay, address, answer, under_way
 from app.web.api.problems import Problem, errors, phrase
-from app.web.api.shared import key_reused
+from app.web.api.shared import day, key_reused
 from app.web.auth import User
 from app.web.batches import SOURCE, Found, hold
-from app.web.i18n import t
 from app.web.prefer import Began, Prefer, Wait, patience
 from app.web.state import state_of
 
 RETRY_AFTER = 5  # s
-
-
-def _day(value: object) -> object:
-    if isinstance(value, date):
-        return value
-    if not isinstance(value, str) or not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value, re.ASCII):
-        raise ValueError(t("write it as YYYY-MM-DD, such as 2025-07-18"))
-    try:
-        return date.fromisoformat(value)
-    except ValueError:
-        raise ValueError(t("there is no such day; write it as YYYY-MM-DD")) from None
 
 
 # (PostgreSQL's text holds no NUL.)
@@ -51,7 +38,7 @@ class Transcription(BaseModel):
 
     device_id: Text
     date: Annotated[
-        date, BeforeValidator(_day, json_schema_input_type=date), Field(description="a day in `DEVICE_TIMEZONE`")
+        date, BeforeValidator(day, json_schema_input_type=date), Field(description="a day in `DEVICE_TIMEZONE`")
     ]
     model: Text | None = Field(
         None, description="one of the workers' models (`WHISPER_MODEL`, `WHISPER_EXTRA_MODELS`); default: their own"
