@@ -1,6 +1,5 @@
 """The cheap lane over a real ledger, before a server that speaks the Batch API."""
 
-import io
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,6 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 from psycopg.rows import dict_row
-from rich.console import Console
 
 from app.cli.status import rendered
 from app.dispatch import dispatch
@@ -31,6 +29,7 @@ from tasks.jobs import analysis_batch
 from tests.support.ledger import at_once
 from tests.support.openai_batches import Answer, Batches
 from tests.support.openai_server import KEY, OpenAIServer, serving, verdict_for
+from tests.support.screen import printed
 from tests.support.servers import free_port
 
 HOUR = 3600
@@ -285,10 +284,8 @@ def test_the_job_tells_what_it_did(world: World, services: Services, runtime: Ru
 def test_status_shows_a_batch_as_one_line(world: World, services: Services) -> None:
     world.rows(40)
     run_batches(services)
-    screen = Console(width=160, record=True, file=io.StringIO())
     call = services.database.call
-    screen.print(rendered(call("toban_status") | call("toban_other_incidents") | call("toban_modes")))
-    shown = screen.export_text()
+    shown = printed(rendered(call("toban_status") | call("toban_other_incidents") | call("toban_modes")))
     assert "Running" not in shown
     (line,) = [line.split() for line in shown.partition("Batches")[2].splitlines() if line.startswith("analysis")][:1]
     assert line[:4] == ["analysis", "1", "40", "40"]

@@ -18,6 +18,7 @@ from app.cli.status import rendered
 from app.errors import Permanent
 from app.health import STATES, duration, overdue, share
 from app.settings import env_files
+from tests.support.screen import printed
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = (
@@ -250,12 +251,7 @@ INCIDENT = {
 
 
 def text_of(status: Mapping[str, Any], width: int = 160) -> str:
-    from rich.console import Console
-
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
-    with console.file:
-        console.print(rendered(status))
-        return console.export_text()
+    return printed(rendered(status), width)
 
 
 def test_on_80_columns_status_keeps_keys_and_words_whole() -> None:

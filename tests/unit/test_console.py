@@ -2,9 +2,9 @@
 
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
 
 from app.cli.console import Grid
+from tests.support.screen import printed
 
 KEY = "9f7d6e27-98c3-4c19-bdfb-f7fda58b9a93/2025-07-18T05:30:00Z"
 OTHER = "d067d407-cf73-4174-a9c1-d91fb60d64d0/2025-07-18T05:30:00Z"
@@ -12,10 +12,7 @@ PATH = "files/9f7d6e27-98c3-4c19-bdfb-f7fda58b9a93/2025-07-18/12-30/audio.wav"
 
 
 def shown(grid: Grid, width: int) -> list[str]:
-    console = Console(width=width, record=True, file=open("/dev/null", "w"), highlight=False)  # noqa: PTH123, SIM115
-    with console.file:
-        console.print(grid)
-        return [line.rstrip() for line in console.export_text().splitlines()]
+    return [line.rstrip() for line in printed(grid, width).splitlines()]
 
 
 def failed(reason: str = f"{PATH} can't be read: 音声が壊れています") -> Grid:
